@@ -1,0 +1,12 @@
+/* Everything of the CPU library. */
+#ifndef LPLB_LPLB_H
+#define LPLB_LPLB_H
+
+#include <lplb/dispatch.h>
+#include <lplb/placement.h>
+#include <lplb/plan.h>
+#include <lplb/replay.h>
+#include <lplb/status.h>
+#include <lplb/trace.h>
+
+#endif

@@ -1,0 +1,33 @@
+/* Memory: every allocation goes through the replaceable allocator; long-lived objects take all
+ * they will ever need in one arena when they are created, so that per-batch calls allocate
+ * nothing. */
+#ifndef LPLB_BASE_MEM_H
+#define LPLB_BASE_MEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+void *lplb__malloc(size_t bytes);
+void *lplb__realloc(void *block, size_t bytes);
+void lplb__free(void *block); /* NULL is fine */
+
+/* Zeroed array of count items; fails on overflow and on count < 0. count 0 gives a valid pointer. */
+lplb_status lplb__calloc(void **out, int64_t count, size_t item_bytes);
+#define LPLB_CALLOC(pointer, count)                                                                \
+    lplb__calloc((void **)&(pointer), (int64_t)(count), sizeof *(pointer))
+
+/* Two-pass arena: first add up with lplb__arena_reserve, then create, then take in any order.
+ * All blocks are zeroed and aligned to 64 bytes. */
+typedef struct lplb__arena {
+    unsigned char *base;
+    size_t used_bytes, total_bytes;
+} lplb__arena;
+
+void lplb__arena_reserve(lplb__arena *arena, int64_t count, size_t item_bytes);
+lplb_status lplb__arena_create(lplb__arena *arena);
+void *lplb__arena_take(lplb__arena *arena, int64_t count, size_t item_bytes);
+void lplb__arena_destroy(lplb__arena *arena);
+
+#endif
