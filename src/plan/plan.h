@@ -1,0 +1,61 @@
+/* What the solvers of src/plan share. A solver has three functions: reserve (adds its scratch to an
+ * arena), init (takes it) and solve (no allocation). planner.c owns them and chooses by config. */
+#ifndef LPLB_PLAN_PLAN_H
+#define LPLB_PLAN_PLAN_H
+
+#include <lplb/plan.h>
+
+#include "base/mem.h"
+
+/* One validated batch as the solvers see it. */
+typedef struct lplb__batch {
+    const lplb_hosts *hosts;
+    const int64_t *speed;   /* [G] or NULL = all 1 */
+    const int32_t *node;    /* [G] or NULL */
+    const int64_t *tokens;  /* [E] */
+    const int64_t *fixed;   /* [G], never NULL */
+    const int64_t *sources; /* [G][E] or NULL */
+} lplb__batch;
+
+/* ---- baselines.c ---- */
+typedef struct lplb__baselines {
+    int64_t *load;  /* [G] */
+    int64_t *key;   /* [E] */
+    int32_t *order; /* [E] */
+    int32_t *pick;  /* [G] */
+} lplb__baselines;
+void lplb__baselines_reserve(const lplb_hosts *hosts, lplb__arena *arena);
+void lplb__baselines_init(lplb__baselines *b, const lplb_hosts *hosts, lplb__arena *arena);
+/* even | greedy | waterfill | balance; writes batch split only. sweeps may be NULL. */
+void lplb__baselines_solve(lplb__baselines *b, lplb_solver solver, const lplb__batch *batch,
+                           int64_t *split, int32_t *sweeps);
+
+/* ---- ipm.c ---- */
+typedef struct lplb__ipm lplb__ipm;
+void lplb__ipm_reserve(const lplb_plan_config *config, lplb__arena *arena);
+lplb_status lplb__ipm_init(lplb__ipm **ipm, const lplb_plan_config *config, lplb__arena *arena);
+/* Fills split, outcome (FEASIBLE or NOT_CONVERGED), sweeps, rejected, ipm_gap, bound. */
+lplb_status lplb__ipm_solve(lplb__ipm *ipm, const lplb__batch *batch, lplb_plan *plan);
+
+/* ---- locality.c: given capacities that admit a split, the one that keeps most tokens on their
+ * source rank, then most on their source node; ties as docs/math.md says ---- */
+typedef struct lplb__locality lplb__locality;
+void lplb__locality_reserve(const lplb_plan_config *config, lplb__arena *arena);
+lplb_status lplb__locality_init(lplb__locality **locality, const lplb_plan_config *config,
+                                lplb__arena *arena);
+/* capacity [G]: most tokens a rank may have, fixed included. */
+lplb_status lplb__locality_solve(lplb__locality *locality, const lplb__batch *batch,
+                                 const int64_t *capacity, int64_t *split);
+
+/* ---- exact.c ---- */
+typedef struct lplb__exact lplb__exact;
+void lplb__exact_reserve(const lplb_hosts *hosts, lplb__arena *arena);
+/* speed and cost as in lplb_plan_config; the arrays must outlive the solver. */
+lplb_status lplb__exact_init(lplb__exact **exact, const lplb_hosts *hosts, const int64_t *speed,
+                             const double *cost, int64_t cost_entries, lplb__arena *arena);
+/* Fills split, certificate (if not NULL), max over ranks bound, sweeps, augmentations, restarts and
+ * capacity [G] (if not NULL): the optimal capacity of every rank (see docs/math.md). */
+lplb_status lplb__exact_solve(lplb__exact *exact, const lplb__batch *batch, lplb_plan *plan,
+                              int64_t *capacity);
+
+#endif
