@@ -81,6 +81,58 @@ LPLB_API lplb_status lplb_replay(const lplb_trace *trace, const lplb_replay_conf
                                  lplb_replay_result **out);
 LPLB_API void lplb_replay_result_destroy(lplb_replay_result *result);
 
+/* ---- What still limits a policy: `lplb explain` and the report share it ---- */
+
+/* A set of ranks that a batch cannot get below W(S) / |S| tokens each, because the experts that
+ * live only inside it brought W(S) tokens. A batch whose smallest such set is all ranks is limited
+ * by nothing: it can be perfectly even. */
+typedef struct lplb_bottleneck {
+    int32_t layer;           /* row of the result, 0-based: model layer - result->first_layer */
+    int32_t n_ranks, n_experts;
+    int32_t *rank;           /* [n_ranks] ascending */
+    int32_t *expert;         /* [n_experts] with every host inside the set, by falling tokens in the
+                                batches where the set binds */
+    int64_t *expert_tokens;  /* [n_experts] these tokens */
+    int64_t pairs;           /* measured batches of this layer in which it binds */
+    double excess;           /* mean over them of bound / mean load - 1 */
+} lplb_bottleneck;
+
+/* One more slot on `rank`, holding a copy of `expert`. */
+typedef struct lplb_next_replica {
+    int32_t layer, expert, rank; /* layer as in lplb_bottleneck */
+    double before, after;        /* best reachable imbalance of the layer, mean over the batches that
+                                    were tried */
+} lplb_next_replica;
+
+typedef struct lplb_analysis_config {
+    size_t struct_size;
+    int32_t layer;      /* one row of the result, or -1 = all */
+    int64_t batch;      /* one measured batch, or -1 = all */
+    int32_t max_sets;   /* sets to list; 0 = 10 */
+    int32_t max_trials; /* batches of a layer on which replicas are tried, evenly spaced; 0 = 16 */
+    int32_t threads;    /* 0 = all */
+} lplb_analysis_config;
+
+typedef struct lplb_analysis {
+    int64_t pairs;       /* (layer, batch) pairs with load that were looked at */
+    int64_t limited;     /* those with a bottleneck */
+    double imbalance;    /* mean over pairs under the policy */
+    double bound;        /* mean over pairs of the least any split could reach with this placement:
+                            imbalance - bound is lost by the split, bound - 1 by the placement */
+    double *layer_bound; /* [L] mean of the bound, 0 where the layer was not looked at or is empty */
+    int64_t n_sets;      /* distinct (layer, set) that bind somewhere */
+    int32_t sets;        /* how many of them are listed */
+    lplb_bottleneck *set;        /* [sets] most pairs first, then largest excess, layer, ranks */
+    int32_t replicas;
+    lplb_next_replica *replica;  /* [replicas] the best one of each layer where one helps, largest
+                                    gain first */
+} lplb_analysis;
+
+/* Analyses result->policy[policy]; LPLB_UNSUPPORTED for `ideal`, which has no placement. */
+LPLB_API lplb_status lplb_replay_analyze(const lplb_replay_result *result, int32_t policy,
+                                         const lplb_analysis_config *config, lplb_analysis **out);
+LPLB_API void lplb_analysis_destroy(lplb_analysis *analysis);
+
 /* One self-contained HTML file report.html in dir (made if missing). */
 LPLB_API lplb_status lplb_report_write(const lplb_replay_result *result, const char *title,
                                        const char *dir);
