@@ -17,10 +17,10 @@ typedef struct plan_case {
     case_shape shape;
     const char *topology; /* for SHAPE_R2O: "cube", "hypercube", "ring", "torus:MxN" */
     int32_t ranks, experts, slots, max_copies;
-    double sigma;         /* of ln(load), or of load / mean when gaussian */
+    double sigma; /* of ln(load), or of load / mean when gaussian */
     int gaussian;
-    int64_t mean_tokens;  /* per expert */
-    int fixed, speeds;    /* nonzero: random fixed loads / speeds */
+    int64_t mean_tokens; /* per expert */
+    int fixed, speeds;   /* nonzero: random fixed loads / speeds */
 } plan_case;
 
 extern const plan_case plan_cases[];
@@ -32,6 +32,7 @@ typedef struct plan_instance {
     lplb_hosts hosts;
     int64_t *offset;  /* [E+1] */
     int32_t *rank;    /* [offset[E]] */
+    double *weight;   /* [E] the loads that the placement was made for, mean about 1; or NULL */
     int64_t *tokens;  /* [E] */
     int64_t *fixed;   /* [G] or NULL */
     int64_t *speed;   /* [G] or NULL */
@@ -49,7 +50,8 @@ void instance_add_sources(plan_instance *instance, uint64_t seed);
 void instance_destroy(plan_instance *instance);
 
 /* A random small problem, for bulk exactness runs: 2-16 ranks, 1-8 copies, tokens of every
- * magnitude up to max_tokens (zero included), speeds and fixed loads now and then. */
+ * magnitude (zero included) that with the fixed ones sum to at most max_tokens, speeds and fixed
+ * loads now and then. */
 void instance_random(uint64_t seed, int64_t max_tokens, plan_instance *out);
 
 #endif
