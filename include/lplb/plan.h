@@ -146,8 +146,10 @@ LPLB_API lplb_status lplb_plan_bound(const lplb_hosts *hosts, const int64_t *spe
                                      uint64_t *bottleneck /* [(G+63)/64] or NULL */);
 
 /* Independent verification, sharing no code with the solvers: every split is non-negative and adds
- * up, loads and max_load are right; with outcome OPTIMAL under the tokens objective the certificate
- * proves it. Returns LPLB_OK or LPLB_CHECK_FAILED with the first violation named. */
+ * up, loads and max_load are right, the bound is not above the objective; with outcome OPTIMAL the
+ * certificate proves it for the tokens objective (plans of another objective are verified with
+ * their outcome set to FEASIBLE). Allocates. Returns LPLB_OK or LPLB_CHECK_FAILED with the first
+ * violation named; LPLB_INVALID, LPLB_RANGE or LPLB_OVERFLOW when the problem itself is wrong. */
 LPLB_API lplb_status lplb_plan_check(const lplb_hosts *hosts, const int64_t *speed,
                                      const lplb_plan_input *input, const lplb_plan *plan);
 
