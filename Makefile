@@ -1,15 +1,78 @@
-# The commands of the README; CMake does the work. BUILD names the build folder.
-BUILD ?= build
+# The commands of the README; CMake does the work.
+#   make demo                replay the bundled trace, write demo-report/report.html
+#   make test                build and run every test
+#   make install PREFIX=...  /usr/local by default
+BUILD  ?= build
+PREFIX ?= /usr/local
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: all build test clean
+CONFIGURE = cmake -S . -G Ninja
+DEPS      = scripts/install_deps.sh
+# Tests stop a hang themselves (TIMEOUT in tests/CMakeLists.txt).
+CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
+
+.PHONY: all deps build demo test test-asan test-tsan fuzz bench format lint install clean
 all: build
 
-build:
-	@cmake -S . -B $(BUILD) -G Ninja >/dev/null
-	@cmake --build $(BUILD)
+deps:
+	@$(DEPS) build test
 
-test: build
-	@ctest --test-dir $(BUILD) --output-on-failure
+$(BUILD)/build.ninja:
+	@$(DEPS) build
+	@$(CONFIGURE) -B $(BUILD) >/dev/null
+
+build: $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS)
+
+demo: $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS) --target lplb_cli
+	@scripts/demo.sh $(BUILD)/lplb
+
+test: deps build
+	@$(CTEST) --test-dir $(BUILD)
+
+# Address and undefined-behaviour sanitizers, everything; fuzz targets replay their corpora.
+test-asan: deps
+	@$(CONFIGURE) -B $(BUILD)-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
+	    -DLPLB_SANITIZE=address,undefined >/dev/null
+	@cmake --build $(BUILD)-asan -j $(JOBS)
+	@$(CTEST) --test-dir $(BUILD)-asan
+
+# The thread sanitizer, on the tests that use threads.
+test-tsan: deps
+	@$(CONFIGURE) -B $(BUILD)-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
+	    -DLPLB_FUZZ=OFF -DLPLB_SANITIZE=thread >/dev/null
+	@cmake --build $(BUILD)-tsan -j $(JOBS)
+	@$(CTEST) --test-dir $(BUILD)-tsan -L threads
+
+# Coverage-guided, with clang's libFuzzer.
+fuzz:
+	@$(DEPS) build fuzz
+	@CC=clang $(CONFIGURE) -B $(BUILD)-fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
+	    -DLPLB_TESTS=OFF -DLPLB_LIBFUZZER=ON -DLPLB_SANITIZE=address,undefined >/dev/null
+	@cmake --build $(BUILD)-fuzz -j $(JOBS)
+	@$(CTEST) --test-dir $(BUILD)-fuzz
+
+bench:
+	@$(DEPS) build bench
+	@$(CONFIGURE) -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+	@scripts/bench.sh $(BUILD)
+
+format:
+	@$(DEPS) lint
+	@git ls-files '*.c' '*.h' | xargs clang-format-14 -i
+
+lint: $(BUILD)/build.ninja
+	@$(DEPS) lint test
+	@scripts/lint.sh $(BUILD)
+
+install:
+	@$(DEPS) build install
+	@$(CONFIGURE) -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(abspath $(PREFIX)) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target all lplb_man
+	@cmake --install $(BUILD) >/dev/null
+	@echo "Installed under $(abspath $(PREFIX))"
 
 clean:
-	rm -rf build build-*
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-fuzz demo-report

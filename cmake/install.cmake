@@ -1,3 +1,50 @@
-install(TARGETS lplb lplb_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
-        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# What `make install` puts under the prefix: the command, the library with a versioned soname,
+# public headers, pkg-config and CMake package files, man pages.
+include(CMakePackageConfigHelpers)
+set(LPLB_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/lplb)
+
+# The command finds its library relative to itself, so that any prefix works.
+file(RELATIVE_PATH LPLB_BIN_TO_LIB /${CMAKE_INSTALL_BINDIR} /${CMAKE_INSTALL_LIBDIR})
+set_target_properties(lplb_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${LPLB_BIN_TO_LIB}")
+
+install(TARGETS lplb_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(TARGETS lplb EXPORT lplb LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/lplb DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+
+install(EXPORT lplb NAMESPACE lplb:: FILE lplbTargets.cmake DESTINATION ${LPLB_CMAKE_DIR})
+configure_package_config_file(cmake/lplbConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/lplbConfig.cmake
+                              INSTALL_DESTINATION ${LPLB_CMAKE_DIR})
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/lplbConfigVersion.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplbConfig.cmake
+        ${CMAKE_CURRENT_BINARY_DIR}/lplbConfigVersion.cmake DESTINATION ${LPLB_CMAKE_DIR})
+
+file(RELATIVE_PATH LPLB_PC_TO_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+configure_file(cmake/lplb.pc.in ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# Man pages are the commands' own --help, so they cannot disagree with it. A target of their own:
+# only `make install` needs them.
+find_program(HELP2MAN help2man)
+if(HELP2MAN AND NOT CMAKE_CROSSCOMPILING AND NOT LPLB_SANITIZE)
+  file(STRINGS src/cli/cli.h LPLB_COMMAND_LINES REGEX "X\\([a-z]+, \"")
+  set(LPLB_MAN_PAGES)
+  function(lplb_man_page page command summary)
+    set(file ${CMAKE_CURRENT_BINARY_DIR}/man/${page}.1)
+    add_custom_command(OUTPUT ${file} DEPENDS lplb_cli
+                       COMMAND ${HELP2MAN} --no-info --version-string=${PROJECT_VERSION}
+                               "--name=${summary}" --manual=lplb "--source=lplb ${PROJECT_VERSION}"
+                               --output=${file} "$<TARGET_FILE:lplb_cli>${command}"
+                       COMMENT "man page ${page}.1" VERBATIM)
+    set(LPLB_MAN_PAGES ${LPLB_MAN_PAGES} ${file} PARENT_SCOPE)
+  endfunction()
+  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/man)
+  lplb_man_page(lplb "" "balance expert-parallel Mixture-of-Experts models")
+  foreach(line ${LPLB_COMMAND_LINES})
+    string(REGEX MATCH "X\\(([a-z]+), \"([^\"]*)\"" unused "${line}")
+    lplb_man_page(lplb-${CMAKE_MATCH_1} " ${CMAKE_MATCH_1}" "${CMAKE_MATCH_2}")
+  endforeach()
+  add_custom_target(lplb_man DEPENDS ${LPLB_MAN_PAGES})
+  install(FILES ${LPLB_MAN_PAGES} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 OPTIONAL)
+endif()

@@ -20,8 +20,18 @@
 LPLB_BEGIN_DECLS
 
 typedef enum lplb_dtype {
-    LPLB_INT8, LPLB_UINT8, LPLB_INT16, LPLB_UINT16, LPLB_INT32, LPLB_UINT32, LPLB_INT64,
-    LPLB_UINT64, LPLB_FLOAT16, LPLB_FLOAT32, LPLB_FLOAT64, LPLB_BOOL
+    LPLB_INT8,
+    LPLB_UINT8,
+    LPLB_INT16,
+    LPLB_UINT16,
+    LPLB_INT32,
+    LPLB_UINT32,
+    LPLB_INT64,
+    LPLB_UINT64,
+    LPLB_FLOAT16,
+    LPLB_FLOAT32,
+    LPLB_FLOAT64,
+    LPLB_BOOL
 } lplb_dtype;
 LPLB_API int32_t lplb_dtype_bytes(lplb_dtype dtype);
 LPLB_API const char *lplb_dtype_name(lplb_dtype dtype); /* "int64" */

@@ -10,7 +10,7 @@
 
 #ifdef __cplusplus
 #define LPLB_BEGIN_DECLS extern "C" {
-#define LPLB_END_DECLS }
+#define LPLB_END_DECLS   }
 #else
 #define LPLB_BEGIN_DECLS
 #define LPLB_END_DECLS

@@ -106,21 +106,21 @@ typedef enum lplb_place_algorithm {
 typedef struct lplb_place_config {
     size_t struct_size;
     lplb_place_algorithm algorithm;
-    int32_t ranks, slots;           /* G, P */
-    const int32_t *slots_per_rank;  /* [G] or NULL */
-    int32_t nodes, groups;          /* 0 = 1 */
-    const lplb_topology *topology;  /* for TOPOLOGY; NULL = default */
-    const lplb_placement *from;     /* present placement to stay close to, or NULL */
-    int64_t max_moves;              /* a layer, with from; < 0 = no limit */
-    const uint8_t *dead_ranks;      /* [G] nonzero = dead, or NULL: their slots stay empty */
-    const int64_t *speed;           /* [G] or NULL */
-    int64_t batch_tokens;           /* tokens (not selections) of a served batch; 0 = unknown */
-    int32_t topk;                   /* selections per token, for resampling; 0 = 1 */
+    int32_t ranks, slots;          /* G, P */
+    const int32_t *slots_per_rank; /* [G] or NULL */
+    int32_t nodes, groups;         /* 0 = 1 */
+    const lplb_topology *topology; /* for TOPOLOGY; NULL = default */
+    const lplb_placement *from;    /* present placement to stay close to, or NULL */
+    int64_t max_moves;             /* a layer, with from; < 0 = no limit */
+    const uint8_t *dead_ranks;     /* [G] nonzero = dead, or NULL: their slots stay empty */
+    const int64_t *speed;          /* [G] or NULL */
+    int64_t batch_tokens;          /* tokens (not selections) of a served batch; 0 = unknown */
+    int32_t topk;                  /* selections per token, for resampling; 0 = 1 */
     uint64_t seed;
-    int32_t effort;                 /* search: 0 = default; larger = longer, better */
-    int32_t threads;                /* 0 = all */
-    int32_t exact_split;            /* search: 1 = score by the per-batch optimum (default when 0),
-                                       2 = score by the even split */
+    int32_t effort;      /* search: 0 = default; larger = longer, better */
+    int32_t threads;     /* 0 = all */
+    int32_t exact_split; /* search: 1 = score by the per-batch optimum (default when 0),
+                            2 = score by the even split */
 } lplb_place_config;
 
 /* load: counts [samples][L][E] >= 0 (one sample: a sum; several: real batches or steps, kept as the
@@ -133,9 +133,9 @@ LPLB_API lplb_status lplb_place(const lplb_place_config *config, const int64_t *
 
 /* Imbalance (max over ranks / mean over ranks) of every (sample, layer): out [samples][L], 0 where
  * the layer's load is zero. */
-LPLB_API lplb_status lplb_placement_imbalance(const lplb_placement *placement,
-                                              const int64_t *load, int64_t samples,
-                                              lplb_solver solver, int32_t threads, double *out);
+LPLB_API lplb_status lplb_placement_imbalance(const lplb_placement *placement, const int64_t *load,
+                                              int64_t samples, lplb_solver solver, int32_t threads,
+                                              double *out);
 
 LPLB_END_DECLS
 

@@ -15,10 +15,7 @@
 
 LPLB_BEGIN_DECLS
 
-enum {
-    LPLB_MAX_RANKS = 65536,
-    LPLB_MAX_SPEED = 2147483647
-};
+enum { LPLB_MAX_RANKS = 65536, LPLB_MAX_SPEED = 2147483647 };
 /* Tokens of one problem, fixed ones included, must not exceed this. */
 #define LPLB_MAX_TOKENS ((int64_t)1 << 62)
 
@@ -44,10 +41,10 @@ LPLB_API const char *lplb_solver_name(lplb_solver solver);
 
 /* The interior-point method's options. Zero-initialised = converged defaults. */
 typedef struct lplb_ipm_options {
-    int32_t iterations;  /* at most; 0 = 50 */
-    double tolerance;    /* relative gap to stop at; 0 = 1e-9 */
-    double step;         /* fraction of the way to the boundary in (0, 1); 0 = 0.999 */
-    int32_t published;   /* nonzero: 5 iterations, float32, LPLB's acceptance rule */
+    int32_t iterations; /* at most; 0 = 50 */
+    double tolerance;   /* relative gap to stop at; 0 = 1e-9 */
+    double step;        /* fraction of the way to the boundary in (0, 1); 0 = 0.999 */
+    int32_t published;  /* nonzero: 5 iterations, float32, LPLB's acceptance rule */
 } lplb_ipm_options;
 
 typedef enum lplb_objective {
@@ -65,16 +62,16 @@ typedef struct lplb_plan_config {
     const int32_t *node;  /* [G], any ids, or NULL = one node; used with sources */
     lplb_solver solver;
     lplb_objective objective;
-    const double *cost;   /* [G][cost_entries] for LPLB_OBJECTIVE_COST: cost[r][n] = time of rank r
-                             with n tokens, finite, non-decreasing; more tokens than
-                             cost_entries - 1 do not fit on a rank */
+    const double *cost; /* [G][cost_entries] for LPLB_OBJECTIVE_COST: cost[r][n] = time of rank r
+                           with n tokens, finite, non-decreasing; more tokens than
+                           cost_entries - 1 do not fit on a rank */
     int64_t cost_entries;
-    int64_t tile;         /* > 1: a rank's load counts whole tiles of each expert (grouped GEMM);
-                             objective is then max over ranks of sum of ceil(x/tile)*tile */
-    int64_t activation;   /* tokens that an expert with any tokens costs its rank on top (>= 0);
-                             with it the problem is NP-hard and the plan is a heuristic */
-    double tolerance;     /* 0 = always solve; >= 1: keep the even split when its max load/speed is
-                             within tolerance times the mean */
+    int64_t tile;       /* > 1: a rank's load counts whole tiles of each expert (grouped GEMM);
+                           objective is then max over ranks of sum of ceil(x/tile)*tile */
+    int64_t activation; /* tokens that an expert with any tokens costs its rank on top (>= 0);
+                           with it the problem is NP-hard and the plan is a heuristic */
+    double tolerance;   /* 0 = always solve; >= 1: keep the even split when its max load/speed is
+                           within tolerance times the mean */
     lplb_ipm_options ipm;
 } lplb_plan_config;
 
@@ -100,22 +97,22 @@ typedef struct lplb_fraction {
     int64_t numerator, denominator;
 } lplb_fraction;
 
-/* What lplb_plan_solve fills. The caller owns the three arrays; loads and certificate may be NULL. */
+/* What lplb_plan_solve fills. The caller owns the arrays; loads and certificate may be NULL. */
 typedef struct lplb_plan {
-    int64_t *split;       /* [offset[E]] tokens per (expert, host), order of lplb_hosts */
-    int64_t *loads;       /* [G] tokens per rank */
-    uint64_t *certificate;/* [(G + 63) / 64] bit set of ranks S; with OPTIMAL (tokens objective) no
-                             integer split has a smaller max load, because W(S) tokens must stay
-                             inside S */
+    int64_t *split;        /* [offset[E]] tokens per (expert, host), order of lplb_hosts */
+    int64_t *loads;        /* [G] tokens per rank */
+    uint64_t *certificate; /* [(G + 63) / 64] bit set of ranks S; with OPTIMAL (tokens objective) no
+                              integer split has a smaller max load, because W(S) tokens must stay
+                              inside S */
     lplb_outcome outcome;
-    int64_t max_load;     /* tokens on the fullest rank */
-    double objective;     /* max load / speed; cost or active count under those objectives */
-    double bound;         /* proven lower bound on the integer objective; -inf if none was made */
-    int32_t sweeps;       /* work done: balancing sweeps, IPM iterations */
+    int64_t max_load; /* tokens on the fullest rank */
+    double objective; /* max load / speed; cost or active count under those objectives */
+    double bound;     /* proven lower bound on the integer objective; -inf if none was made */
+    int32_t sweeps;   /* work done: balancing sweeps, IPM iterations */
     int32_t augmentations;
-    int32_t restarts;     /* Newton steps on the bound beyond the first guess */
-    int32_t rejected;     /* ipm:published: nonzero if its acceptance rule failed (50/50 split) */
-    double ipm_gap;       /* ipm: fractional objective over fractional optimum bound, minus 1 */
+    int32_t restarts; /* Newton steps on the bound beyond the first guess */
+    int32_t rejected; /* ipm:published: nonzero if its acceptance rule failed (50/50 split) */
+    double ipm_gap;   /* ipm: fractional objective over fractional optimum bound, minus 1 */
 } lplb_plan;
 
 typedef struct lplb_planner lplb_planner;

@@ -22,23 +22,23 @@ LPLB_API void lplb_gpu_model_destroy(lplb_gpu_model *model);
 /* Zero-initialise, set struct_size. */
 typedef struct lplb_replay_config {
     size_t struct_size;
-    int32_t ranks;            /* G */
-    int32_t redundant;        /* slots a rank beyond E/G: P = E + G*redundant, a multiple of G */
-    int32_t nodes;            /* 0 = 1 */
-    int32_t groups;           /* EPLB's expert groups, 0 = 1 */
-    const char *topology;     /* name or file of an r2o, NULL = default */
-    int64_t batch_tokens;     /* 0 = 4096; must be 0 for traces of counts */
+    int32_t ranks;        /* G */
+    int32_t redundant;    /* slots a rank beyond E/G: P = E + G*redundant, a multiple of G */
+    int32_t nodes;        /* 0 = 1 */
+    int32_t groups;       /* EPLB's expert groups, 0 = 1 */
+    const char *topology; /* name or file of an r2o, NULL = default */
+    int64_t batch_tokens; /* 0 = 4096; must be 0 for traces of counts */
     lplb_replay_order order;
     int32_t first_layer, last_layer; /* inclusive; both 0 with all_layers nonzero = all */
     int32_t all_layers;
-    double history;           /* fraction of batches used to place, in [0, 1); default 0.5 when < 0 */
-    const char *const *policy;/* [policies] "PLACEMENT[+SOLVER[:option=value,...]]" */
-    int32_t policies;         /* 0 = none, eplb, eplb+exact, lplb, search+exact, ideal */
-    int64_t expert_bytes;     /* weights of one expert, 0 = unknown */
+    double history; /* fraction of batches used to place, in [0, 1); default 0.5 when < 0 */
+    const char *const *policy; /* [policies] "PLACEMENT[+SOLVER[:option=value,...]]" */
+    int32_t policies;          /* 0 = none, eplb, eplb+exact, lplb, search+exact, ideal */
+    int64_t expert_bytes;      /* weights of one expert, 0 = unknown */
     const lplb_gpu_model *gpu_model;
     uint64_t seed;
-    int32_t threads;          /* 0 = all */
-    int32_t keep_loads;       /* nonzero: fill lplb_policy_result.loads */
+    int32_t threads;    /* 0 = all */
+    int32_t keep_loads; /* nonzero: fill lplb_policy_result.loads */
     /* progress in [0, 1] and what is being done; may be NULL; called from the calling thread */
     void (*progress)(double fraction, const char *what, void *user);
     void *progress_user;
@@ -55,25 +55,25 @@ typedef struct lplb_policy_result {
     double balancedness;         /* mean over the pairs of mean/max */
     int32_t has_plan_time;
     double plan_us_p50, plan_us_p99;
-    double place_seconds;        /* time to compute the placement */
-    int64_t moved_tokens;        /* selections served off their source rank */
-    int64_t internode_tokens;    /* selections served off their source node */
-    int64_t moved_slots;         /* moves against the contiguous placement */
+    double place_seconds;     /* time to compute the placement */
+    int64_t moved_tokens;     /* selections served off their source rank */
+    int64_t internode_tokens; /* selections served off their source node */
+    int64_t moved_slots;      /* moves against the contiguous placement */
     int32_t has_prediction;
     double ms_per_layer, tokens_per_s;
     int64_t redundant_bytes;
-    double *pair_imbalance;      /* [L][batches measured], 0 = no load */
+    double *pair_imbalance;         /* [L][batches measured], 0 = no load */
     double *layer_mean, *layer_max; /* [L] */
-    int64_t *loads;              /* [L][batches][G] with keep_loads, else NULL */
+    int64_t *loads;                 /* [L][batches][G] with keep_loads, else NULL */
 } lplb_policy_result;
 
 typedef struct lplb_replay_result {
     int64_t tokens, batches, measured;
     int32_t layers, first_layer, experts, topk, ranks, slots, nodes;
     int64_t batch_tokens;
-    int64_t *counts;             /* [L][measured][E] logical counts of the measured batches */
+    int64_t *counts; /* [L][measured][E] logical counts of the measured batches */
     int32_t policies;
-    lplb_policy_result *policy;  /* [policies] */
+    lplb_policy_result *policy; /* [policies] */
     double seconds, place_seconds;
 } lplb_replay_result;
 
@@ -87,21 +87,21 @@ LPLB_API void lplb_replay_result_destroy(lplb_replay_result *result);
  * live only inside it brought W(S) tokens. A batch whose smallest such set is all ranks is limited
  * by nothing: it can be perfectly even. */
 typedef struct lplb_bottleneck {
-    int32_t layer;           /* row of the result, 0-based: model layer - result->first_layer */
+    int32_t layer; /* row of the result, 0-based: model layer - result->first_layer */
     int32_t n_ranks, n_experts;
-    int32_t *rank;           /* [n_ranks] ascending */
-    int32_t *expert;         /* [n_experts] with every host inside the set, by falling tokens in the
-                                batches where the set binds */
-    int64_t *expert_tokens;  /* [n_experts] these tokens */
-    int64_t pairs;           /* measured batches of this layer in which it binds */
-    double excess;           /* mean over them of bound / mean load - 1 */
+    int32_t *rank;          /* [n_ranks] ascending */
+    int32_t *expert;        /* [n_experts] with every host inside the set, by falling tokens in the
+                               batches where the set binds */
+    int64_t *expert_tokens; /* [n_experts] these tokens */
+    int64_t pairs;          /* measured batches of this layer in which it binds */
+    double excess;          /* mean over them of bound / mean load - 1 */
 } lplb_bottleneck;
 
 /* One more slot on `rank`, holding a copy of `expert`. */
 typedef struct lplb_next_replica {
     int32_t layer, expert, rank; /* layer as in lplb_bottleneck */
-    double before, after;        /* best reachable imbalance of the layer, mean over the batches that
-                                    were tried */
+    double before, after; /* best reachable imbalance of the layer, mean over the batches that
+                             were tried */
 } lplb_next_replica;
 
 typedef struct lplb_analysis_config {
@@ -114,18 +114,18 @@ typedef struct lplb_analysis_config {
 } lplb_analysis_config;
 
 typedef struct lplb_analysis {
-    int64_t pairs;       /* (layer, batch) pairs with load that were looked at */
-    int64_t limited;     /* those with a bottleneck */
-    double imbalance;    /* mean over pairs under the policy */
-    double bound;        /* mean over pairs of the least any split could reach with this placement:
-                            imbalance - bound is lost by the split, bound - 1 by the placement */
-    double *layer_bound; /* [L] mean of the bound, 0 where the layer was not looked at or is empty */
-    int64_t n_sets;      /* distinct (layer, set) that bind somewhere */
-    int32_t sets;        /* how many of them are listed */
-    lplb_bottleneck *set;        /* [sets] most pairs first, then largest excess, layer, ranks */
+    int64_t pairs;        /* (layer, batch) pairs with load that were looked at */
+    int64_t limited;      /* those with a bottleneck */
+    double imbalance;     /* mean over pairs under the policy */
+    double bound;         /* mean over pairs of the least any split could reach with this placement:
+                             imbalance - bound is lost by the split, bound - 1 by the placement */
+    double *layer_bound;  /* [L] mean of the bound, 0 where empty or not looked at */
+    int64_t n_sets;       /* distinct (layer, set) that bind somewhere */
+    int32_t sets;         /* how many of them are listed */
+    lplb_bottleneck *set; /* [sets] most pairs first, then largest excess, layer, ranks */
     int32_t replicas;
-    lplb_next_replica *replica;  /* [replicas] the best one of each layer where one helps, largest
-                                    gain first */
+    lplb_next_replica *replica; /* [replicas] the best one of each layer where one helps, largest
+                                   gain first */
 } lplb_analysis;
 
 /* Analyses result->policy[policy]; LPLB_UNSUPPORTED for `ideal`, which has no placement. */

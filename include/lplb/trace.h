@@ -35,7 +35,7 @@ typedef struct lplb_trace_options {
 } lplb_trace_options;
 
 /* Reads a file or a folder, recognised by content and keys (docs/formats.md lists the formats).
- * LPLB_IO, LPLB_FORMAT (with byte or row), LPLB_UNSUPPORTED (with the option or tool that helps). */
+ * LPLB_IO, LPLB_FORMAT (with byte or row), LPLB_UNSUPPORTED (with what helps instead). */
 LPLB_API lplb_status lplb_trace_read(const char *path, const lplb_trace_options *options,
                                      lplb_trace **out);
 LPLB_API void lplb_trace_destroy(lplb_trace *trace);

@@ -54,8 +54,7 @@ static size_t rounded(int64_t count, size_t item_bytes) {
 void lplb__arena_reserve(lplb__arena *arena, int64_t count, size_t item_bytes) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX / 4) / (item_bytes ? item_bytes : 1))
         arena->total_bytes = SIZE_MAX / 2; /* makes create fail */
-    else if (arena->total_bytes < SIZE_MAX / 4)
-        arena->total_bytes += rounded(count, item_bytes);
+    else if (arena->total_bytes < SIZE_MAX / 4) arena->total_bytes += rounded(count, item_bytes);
 }
 
 lplb_status lplb__arena_create(lplb__arena *arena) {

@@ -13,7 +13,7 @@ void *lplb__malloc(size_t bytes);
 void *lplb__realloc(void *block, size_t bytes);
 void lplb__free(void *block); /* NULL is fine */
 
-/* Zeroed array of count items; fails on overflow and on count < 0. count 0 gives a valid pointer. */
+/* Zeroed array of count items; fails on overflow and count < 0. count 0 gives a valid pointer. */
 lplb_status lplb__calloc(void **out, int64_t count, size_t item_bytes);
 #define LPLB_CALLOC(pointer, count)                                                                \
     lplb__calloc((void **)&(pointer), (int64_t)(count), sizeof *(pointer))

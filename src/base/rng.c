@@ -30,9 +30,7 @@ uint64_t lplb__rng_next(lplb__rng *rng) {
     return result;
 }
 
-double lplb__rng_uniform(lplb__rng *rng) {
-    return (double)(lplb__rng_next(rng) >> 11) * 0x1.0p-53;
-}
+double lplb__rng_uniform(lplb__rng *rng) { return (double)(lplb__rng_next(rng) >> 11) * 0x1.0p-53; }
 
 int64_t lplb__rng_below(lplb__rng *rng, int64_t bound) {
     uint64_t n = (uint64_t)bound;
@@ -85,10 +83,8 @@ void lplb__rng_multinomial(lplb__rng *rng, int64_t trials, const double *weight,
     }
     for (int64_t i = 0; i < n; i++) {
         int64_t k = 0;
-        if (i == last)
-            k = trials;
-        else if (weight[i] > 0 && trials > 0)
-            k = lplb__rng_binomial(rng, trials, weight[i] / left);
+        if (i == last) k = trials;
+        else if (weight[i] > 0 && trials > 0) k = lplb__rng_binomial(rng, trials, weight[i] / left);
         counts[i] = k;
         trials -= k;
         left -= weight[i];

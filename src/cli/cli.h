@@ -11,12 +11,15 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 typedef struct command {
     const char *name;
-    const char *summary; /* one line of `lplb --help` */
+    const char *summary;               /* one line of `lplb --help` */
     int (*run)(int argc, char **argv); /* argv[0] = "lplb NAME" */
 } command;
 
+/* In the order of `lplb --help`; cmake/install.cmake reads these lines for the man pages. */
+/* clang-format off */
 #define LPLB_COMMANDS(X)                                                                           \
     X(plan, "split one batch's tokens over expert copies, optimally")
+/* clang-format on */
 
 #define DECLARE_COMMAND(name, summary) int cmd_##name(int argc, char **argv);
 LPLB_COMMANDS(DECLARE_COMMAND)

@@ -1,2 +1,5 @@
 #include "cli/cli.h"
-int cmd_plan(int argc, char **argv) { (void)argc; return cli_fail(argv[0], EXIT_USAGE, "being written"); }
+int cmd_plan(int argc, char **argv) {
+    (void)argc;
+    return cli_fail(argv[0], EXIT_USAGE, "being written");
+}
