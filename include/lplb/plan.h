@@ -132,9 +132,10 @@ LPLB_API lplb_status lplb_plan_solve(lplb_planner *planner, const lplb_plan_inpu
  * Exact in integers (128-bit inside). Slower than solving; meant for explanation. Allocates. */
 typedef struct lplb_bound {
     lplb_fraction fractional;  /* t*; numerator 0 when there are no tokens */
-    int64_t integer_bound;     /* least possible max_load of an optimal plan's fullest rank: with
-                                  equal speeds max over S of ceil(W(S)/|S|) */
-    lplb_fraction integer;     /* least t with sum over S of floor(t*s_r) >= W(S) for every S */
+    lplb_fraction integer;     /* integer optimum: least t with sum over S of floor(t*s_r) >= W(S)
+                                  for every S */
+    int64_t integer_bound;     /* most tokens a rank may hold at that t; with equal speeds the least
+                                  possible max_load, max over S of ceil(W(S)/|S|) */
     int64_t bottleneck_tokens; /* W(S) */
     int32_t bottleneck_ranks;  /* |S| */
 } lplb_bound;

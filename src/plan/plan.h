@@ -7,6 +7,13 @@
 
 #include "base/mem.h"
 
+/* ---- planner.c ---- */
+lplb_status lplb__check_hosts(const lplb_hosts *hosts);
+lplb_status lplb__check_speed(const int64_t *speed, int32_t ranks);
+/* Signs, sources that add up, no overflow; *total = tokens, fixed ones included. */
+lplb_status lplb__check_input(const lplb_hosts *hosts, const lplb_plan_input *input,
+                              int64_t *total);
+
 /* One validated batch as the solvers see it. */
 typedef struct lplb__batch {
     const lplb_hosts *hosts;
@@ -57,5 +64,8 @@ lplb_status lplb__exact_init(lplb__exact **exact, const lplb_hosts *hosts, const
  * capacity [G] (if not NULL): the optimal capacity of every rank (see docs/math.md). */
 lplb_status lplb__exact_solve(lplb__exact *exact, const lplb__batch *batch, lplb_plan *plan,
                               int64_t *capacity);
+/* Of the last batch (not with cost tables): t* as a fraction of tokens over speed, and the most
+ * tokens that a rank may hold at t*. */
+void lplb__exact_limit(const lplb__exact *exact, lplb_fraction *t, int64_t *most_tokens);
 
 #endif
