@@ -26,10 +26,11 @@ typedef struct lplb__batch {
 
 /* ---- baselines.c ---- */
 typedef struct lplb__baselines {
-    int64_t *load;  /* [G] */
-    int64_t *key;   /* [E] */
-    int32_t *order; /* [E] */
-    int32_t *pick;  /* [G] */
+    int64_t *load;    /* [G] */
+    int64_t *key;     /* [G] */
+    int32_t *order;   /* [E] experts by falling tokens */
+    int32_t *pick;    /* [G] ranks of one expert */
+    int32_t *by_rank; /* [offset[E]] positions of an expert's hosts by ascending rank */
 } lplb__baselines;
 void lplb__baselines_reserve(const lplb_hosts *hosts, lplb__arena *arena);
 void lplb__baselines_init(lplb__baselines *b, const lplb_hosts *hosts, lplb__arena *arena);
