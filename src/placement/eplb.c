@@ -16,7 +16,9 @@
 
 enum {
     INSERTION_MAX = 40, /* radix passes cost about 1,300 steps whatever the size */
-    RADIX = 256
+    RADIX = 256,
+    BUCKETS = 512,
+    BUCKET_MAX = 32
 };
 
 static inline uint32_t bits_of(float load) {
@@ -125,10 +127,38 @@ static void radix_sort(uint64_t *keys, uint64_t *spare, int32_t n) {
     if (from != keys) memcpy(keys, from, (size_t)n * sizeof *keys);
 }
 
+/* One pass over buckets of equal width, then insertion: floats spread evenly enough over their bit
+ * patterns (about their logarithms). False if too many fall into one bucket; keys are then as they
+ * were. */
+static bool bucket_sort(uint64_t *keys, uint64_t *spare, int32_t n) {
+    uint32_t low = UINT32_MAX, high = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t k = (uint32_t)(keys[i] >> 32);
+        low = k < low ? k : low;
+        high = k > high ? k : high;
+    }
+    int shift = 0;
+    while ((high - low) >> shift >= BUCKETS) shift++;
+    int32_t place[BUCKETS] = {0}, sum = 0, fullest = 0;
+    for (int32_t i = 0; i < n; i++) place[((uint32_t)(keys[i] >> 32) - low) >> shift]++;
+    for (int b = 0; b < BUCKETS; b++) {
+        int32_t c = place[b];
+        place[b] = sum;
+        sum += c;
+        fullest = c > fullest ? c : fullest;
+    }
+    if (fullest > BUCKET_MAX) return false;
+    for (int32_t i = 0; i < n; i++)
+        spare[place[((uint32_t)(keys[i] >> 32) - low) >> shift]++] = keys[i];
+    insertion_sort(spare, n);
+    memcpy(keys, spare, (size_t)n * sizeof *keys);
+    return true;
+}
+
 /* Keys must come with rising low halves. */
 static void sort_keys(uint64_t *keys, uint64_t *spare, int32_t n) {
     if (n <= INSERTION_MAX) insertion_sort(keys, n);
-    else radix_sort(keys, spare, n);
+    else if (!bucket_sort(keys, spare, n)) radix_sort(keys, spare, n);
 }
 
 static void sort_loads(eplb_scratch *s, int32_t n) {
@@ -240,13 +270,15 @@ static void merge_copies(eplb_scratch *s, int32_t logical, int32_t physical, int
         copies[n_copies++] = falling_key(s->load[e] / (float)s->count[e], (uint32_t)(logical + i));
     }
     sort_keys(copies, s->spare, n_copies);
-    int32_t a = 0, b = copied;
-    for (int32_t i = 0; i < physical; i++) {
-        bool copy = b == logical || (a < n_copies && copies[a] < s->keys[b]);
+    int32_t a = 0, b = copied, i = 0;
+    for (; a < n_copies && b < logical; i++) {
+        bool copy = copies[a] < s->keys[b];
         s->merged[i] = copy ? copies[a] : s->keys[b];
         a += copy;
         b += !copy;
     }
+    memcpy(s->merged + i, copies + a, (size_t)(n_copies - a) * sizeof *copies);
+    memcpy(s->merged + i + n_copies - a, s->keys + b, (size_t)(logical - b) * sizeof *copies);
 }
 
 /* ---- the three public functions ---- */
