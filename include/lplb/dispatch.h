@@ -40,6 +40,8 @@ LPLB_API const char *lplb_dtype_name(lplb_dtype dtype); /* "int64" */
  * LPLB_RANGE names the first position whose id is outside [-1, experts). */
 LPLB_API lplb_status lplb_count_experts(const void *ids, lplb_dtype dtype, int64_t n,
                                         int32_t experts, int32_t threads, int64_t *counts);
+/* (More than 262,144 ids a thread: it starts threads, which allocates; lplb_dispatch_count keeps
+ * its threads.) */
 
 typedef struct lplb_dispatcher lplb_dispatcher;
 
@@ -54,6 +56,10 @@ LPLB_API void lplb_dispatcher_destroy(lplb_dispatcher *dispatcher);
 /* The hosts as the plan must see them; valid while the dispatcher lives. */
 LPLB_API const lplb_hosts *lplb_dispatcher_hosts(const lplb_dispatcher *dispatcher);
 
+/* lplb_count_experts with the dispatcher's threads: counts [E] of this source. No allocation. */
+LPLB_API lplb_status lplb_dispatch_count(lplb_dispatcher *dispatcher, const void *ids,
+                                         lplb_dtype dtype, int64_t n, int64_t *counts);
+
 /* Prepares the mapping of one source. source_counts [S][E]; split as in lplb_plan for
  * lplb_dispatcher_hosts; locality nonzero: local first. LPLB_INVALID when split and counts do not
  * add up. No allocation. */
@@ -61,10 +67,12 @@ LPLB_API lplb_status lplb_dispatch_prepare(lplb_dispatcher *dispatcher,
                                            const int64_t *source_counts, const int64_t *split,
                                            int32_t source, int32_t locality);
 /* Ratio mode: share [offset[E]] = fraction of each expert's tokens for each host, >= 0 (clipped to
- * [0, 1], normalised per expert; NaN refused, all-zero = even); local_counts [E] of this source.
- * Each host of each expert gets floor or ceiling of share x local count. */
+ * [0, 1], normalised per expert; NaN refused, all-zero = even); local_counts [E] of this source,
+ * each at most 2^40. Each host of each expert gets floor or ceiling of share x local count; which
+ * of them depends on source, so that the roundings of many sources cancel out. */
 LPLB_API lplb_status lplb_dispatch_prepare_ratio(lplb_dispatcher *dispatcher, const float *share,
-                                                 const int64_t *local_counts);
+                                                 const int64_t *local_counts,
+                                                 int32_t source);
 
 /* Maps n ids of the prepared source: out[i] = slot, -1 for -1. ids and out: INT32 or INT64, chosen
  * separately; in place when the widths agree. The ids must be the ones that were counted:
