@@ -1,0 +1,236 @@
+#include "io/array.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <zip.h>
+
+#include "base/mem.h"
+
+static const struct {
+    const char *name;
+    int32_t bytes;
+} dtypes[] = {
+    [LPLB_INT8] = {"int8", 1},       [LPLB_UINT8] = {"uint8", 1},
+    [LPLB_INT16] = {"int16", 2},     [LPLB_UINT16] = {"uint16", 2},
+    [LPLB_INT32] = {"int32", 4},     [LPLB_UINT32] = {"uint32", 4},
+    [LPLB_INT64] = {"int64", 8},     [LPLB_UINT64] = {"uint64", 8},
+    [LPLB_FLOAT16] = {"float16", 2}, [LPLB_FLOAT32] = {"float32", 4},
+    [LPLB_FLOAT64] = {"float64", 8}, [LPLB_BOOL] = {"bool", 1},
+};
+
+int32_t lplb__dtype_bytes(lplb_dtype dtype) { return dtypes[dtype].bytes; }
+const char *lplb__dtype_name(lplb_dtype dtype) { return dtypes[dtype].name; }
+
+void lplb__array_describe(const lplb__array *array, char *text, size_t bytes) {
+    int used = snprintf(text, bytes, "%.60s%s%s ", array->name, *array->name ? " " : "",
+                        array->numeric ? lplb__dtype_name(array->dtype) : array->type);
+    for (int32_t d = 0; d < array->dims && used >= 0 && (size_t)used < bytes; d++)
+        used += snprintf(text + used, bytes - (size_t)used, "[%lld]", (long long)array->shape[d]);
+}
+
+const lplb__array *lplb__arrays_find(const lplb__arrays *arrays, const char *name) {
+    for (int64_t i = 0; i < arrays->n; i++)
+        if (!strcmp(arrays->array[i].name, name)) return &arrays->array[i];
+    return NULL;
+}
+
+void lplb__arrays_close(lplb__arrays *arrays) {
+    for (int64_t i = 0; i < arrays->n; i++) lplb__free(arrays->array[i].name);
+    lplb__free(arrays->array);
+    if (arrays->archive) zip_discard(arrays->archive);
+    *arrays = (lplb__arrays){0};
+}
+
+lplb_status lplb__items_open(const lplb__arrays *arrays, const lplb__array *array,
+                             lplb__items *out) {
+    *out = (lplb__items){.array = array};
+    if (!array->numeric)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%s: %s holds %s, numbers are wanted",
+                         arrays->input->name, *array->name ? array->name : "the array",
+                         array->type);
+    int64_t bytes = array->items * lplb__dtype_bytes(array->dtype);
+    const char *name = *array->name ? array->name : arrays->input->name;
+    lplb__stream_range(arrays->input, array->position, bytes, name, &out->stream);
+    LPLB_TRY(LPLB_CALLOC(out->raw, LPLB__ITEMS_CHUNK * 8));
+    if (array->zip_index < 0) return LPLB_OK;
+
+    lplb_status status = LPLB_OK;
+    out->stream.entry = zip_fopen_index(arrays->archive, (zip_uint64_t)array->zip_index, 0);
+    if (!out->stream.entry)
+        LPLB_FAIL_GOTO(status, failed, LPLB_FORMAT, "%s: cannot open %s: %s", arrays->input->name,
+                       name, zip_strerror(arrays->archive));
+    for (int64_t skip = array->position; skip > 0;) { /* the npy header again */
+        int64_t n = skip < LPLB__ITEMS_CHUNK ? skip : LPLB__ITEMS_CHUNK;
+        LPLB_TRY_GOTO(status, lplb__stream_read_exact(&out->stream, out->raw, n), failed);
+        skip -= n;
+    }
+    return LPLB_OK;
+failed:
+    lplb__items_close(out);
+    return status;
+}
+
+void lplb__items_close(lplb__items *items) {
+    lplb__stream_close(&items->stream);
+    lplb__free(items->raw);
+    items->raw = NULL;
+}
+
+static void swap_bytes(unsigned char *raw, int64_t n, int32_t width) {
+    for (int64_t i = 0; i < n; i++, raw += width)
+        for (int32_t a = 0, b = width - 1; a < b; a++, b--) {
+            unsigned char t = raw[a];
+            raw[a] = raw[b];
+            raw[b] = t;
+        }
+}
+
+static double half_to_double(uint16_t half) {
+    int exponent = (half >> 10) & 31, mantissa = half & 1023;
+    double value;
+    if (exponent == 31) value = mantissa ? NAN : INFINITY;
+    else if (exponent == 0) value = ldexp(mantissa, -24);
+    else value = ldexp(mantissa + 1024, exponent - 25);
+    return half & 0x8000 ? -value : value;
+}
+
+/* Returns the index of the first value that is not a whole number below 2^62, or n. */
+static int64_t to_int64(lplb_dtype dtype, const unsigned char *raw, int64_t n, int64_t *values) {
+#define COPY_AS(type)                                                                              \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+        type item;                                                                                 \
+        memcpy(&item, raw + i * (int64_t)sizeof item, sizeof item);                                \
+        values[i] = (int64_t)item;                                                                 \
+    }                                                                                              \
+    return n
+#define COPY_FLOATS(type, convert)                                                                 \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+        type item;                                                                                 \
+        memcpy(&item, raw + i * (int64_t)sizeof item, sizeof item);                                \
+        double value = convert(item);                                                              \
+        if (!(fabs(value) <= 0x1p62) || value != floor(value)) return i;                           \
+        values[i] = (int64_t)value;                                                                \
+    }                                                                                              \
+    return n
+    switch (dtype) {
+    case LPLB_INT8: COPY_AS(int8_t);
+    case LPLB_BOOL:
+    case LPLB_UINT8: COPY_AS(uint8_t);
+    case LPLB_INT16: COPY_AS(int16_t);
+    case LPLB_UINT16: COPY_AS(uint16_t);
+    case LPLB_INT32: COPY_AS(int32_t);
+    case LPLB_UINT32: COPY_AS(uint32_t);
+    case LPLB_INT64: COPY_AS(int64_t);
+    case LPLB_UINT64:
+        memcpy(values, raw, (size_t)n * 8);
+        for (int64_t i = 0; i < n; i++)
+            if (values[i] < 0) return i;
+        return n;
+    case LPLB_FLOAT16: COPY_FLOATS(uint16_t, half_to_double);
+    case LPLB_FLOAT32: COPY_FLOATS(float, (double));
+    case LPLB_FLOAT64: COPY_FLOATS(double, (double));
+    }
+    return 0;
+#undef COPY_AS
+#undef COPY_FLOATS
+}
+
+static lplb_status refuse_item(const lplb__items *items, const unsigned char *raw, int64_t at) {
+    const lplb__array *array = items->array;
+    int64_t item = items->next + at;
+    int32_t width = lplb__dtype_bytes(array->dtype);
+    long long byte = (long long)(array->position + item * width);
+    double value = 0;
+    if (array->dtype == LPLB_UINT64)
+        return LPLB_FAIL(LPLB_RANGE, "%s: item %lld at byte %lld is 2^63 or more",
+                         items->stream.name, (long long)item, byte);
+    raw += at * width;
+    if (array->dtype == LPLB_FLOAT64) {
+        memcpy(&value, raw, sizeof value);
+    } else if (array->dtype == LPLB_FLOAT32) {
+        float single;
+        memcpy(&single, raw, sizeof single);
+        value = single;
+    } else {
+        uint16_t half;
+        memcpy(&half, raw, sizeof half);
+        value = half_to_double(half);
+    }
+    return LPLB_FAIL(LPLB_RANGE, "%s: item %lld at byte %lld is %g, not a whole number of 62 bits",
+                     items->stream.name, (long long)item, byte, value);
+}
+
+lplb_status lplb__items_read(lplb__items *items, int64_t n, int64_t *values) {
+    const lplb__array *array = items->array;
+    int32_t width = lplb__dtype_bytes(array->dtype);
+    if (n > array->items - items->next) n = array->items - items->next;
+    LPLB_TRY(lplb__stream_read_exact(&items->stream, items->raw, n * width));
+    if (array->swapped) swap_bytes(items->raw, n, width);
+    int64_t good = to_int64(array->dtype, items->raw, n, values);
+    if (good < n) return refuse_item(items, items->raw, good);
+    items->next += n;
+    return LPLB_OK;
+}
+
+lplb_status lplb__array_scatter(const lplb__arrays *arrays, const lplb__array *array,
+                                const int64_t *stride, lplb__item_visitor visit, void *context) {
+    if (array->items == 0) return LPLB_OK;
+    /* Axes in file order, the one that runs fastest last. */
+    int64_t extent[LPLB__MAX_DIMS] = {0}, step[LPLB__MAX_DIMS] = {0}, index[LPLB__MAX_DIMS] = {0};
+    int32_t dims = array->dims;
+    for (int32_t d = 0; d < dims; d++) {
+        int32_t from = array->fortran ? dims - 1 - d : d;
+        extent[d] = array->shape[from];
+        step[d] = stride[from];
+    }
+    int64_t *values = NULL, item = 0, offset = 0;
+    lplb__items items = {0};
+    lplb_status status;
+    LPLB_TRY_GOTO(status, lplb__items_open(arrays, array, &items), done);
+    LPLB_TRY_GOTO(status, LPLB_CALLOC(values, LPLB__ITEMS_CHUNK), done);
+    while (item < array->items) {
+        int64_t n = array->items - item;
+        if (n > LPLB__ITEMS_CHUNK) n = LPLB__ITEMS_CHUNK;
+        LPLB_TRY_GOTO(status, lplb__items_read(&items, n, values), done);
+        for (int64_t i = 0; i < n; i++, item++) {
+            LPLB_TRY_GOTO(status, visit(context, offset, values[i], item), done);
+            for (int32_t d = dims - 1; d >= 0; d--) {
+                offset += step[d];
+                if (++index[d] < extent[d]) break;
+                offset -= step[d] * extent[d];
+                index[d] = 0;
+            }
+        }
+    }
+done:
+    lplb__items_close(&items);
+    lplb__free(values);
+    return status;
+}
+
+static lplb_status store_item(void *context, int64_t offset, int64_t value, int64_t item) {
+    (void)item;
+    ((int64_t *)context)[offset] = value;
+    return LPLB_OK;
+}
+
+lplb_status lplb__array_read(const lplb__arrays *arrays, const lplb__array *array,
+                             int64_t max_items, int64_t **out) {
+    *out = NULL;
+    if (array->items > max_items)
+        return LPLB_FAIL(LPLB_RANGE, "%s: %s has %lld items, at most %lld are wanted",
+                         arrays->input->name, array->name, (long long)array->items,
+                         (long long)max_items);
+    int64_t stride[LPLB__MAX_DIMS], product = 1;
+    for (int32_t d = array->dims - 1; d >= 0; d--) {
+        stride[d] = product;
+        product *= array->shape[d];
+    }
+    int64_t *values;
+    LPLB_TRY(LPLB_CALLOC(values, array->items));
+    lplb_status status = lplb__array_scatter(arrays, array, stride, store_item, values);
+    if (status != LPLB_OK) lplb__free(values);
+    else *out = values;
+    return status;
+}
