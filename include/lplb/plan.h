@@ -115,6 +115,13 @@ typedef struct lplb_plan {
     double ipm_gap;   /* ipm: fractional objective over fractional optimum bound, minus 1 */
 } lplb_plan;
 
+/* Reads "NAME[:option[=value],...]" into the solver options of config, e.g. "exact:locality=1",
+ * "exact:tolerance=1.02", "ipm:published", "ipm:iterations=20,tolerance=1e-6,step=0.9". *locality
+ * (may be NULL if it is not wanted: then the option is refused) says whether the caller should give
+ * sources. LPLB_INVALID names the word that is not understood and what would be. */
+LPLB_API lplb_status lplb_plan_parse_solver(const char *text, lplb_plan_config *config,
+                                            int32_t *locality);
+
 typedef struct lplb_planner lplb_planner;
 
 /* LPLB_INVALID, LPLB_RANGE (message names the entry), LPLB_UNSUPPORTED for combinations that do not

@@ -9,7 +9,9 @@ static inline int64_t lplb__bit_words(int64_t bits) { return (bits + 63) / 64; }
 static inline bool lplb__bit_test(const uint64_t *set, int64_t i) {
     return set[i >> 6] >> (i & 63) & 1;
 }
-static inline void lplb__bit_set(uint64_t *set, int64_t i) { set[i >> 6] |= (uint64_t)1 << (i & 63); }
+static inline void lplb__bit_set(uint64_t *set, int64_t i) {
+    set[i >> 6] |= (uint64_t)1 << (i & 63);
+}
 static inline void lplb__bit_clear(uint64_t *set, int64_t i) {
     set[i >> 6] &= ~((uint64_t)1 << (i & 63));
 }

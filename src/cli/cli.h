@@ -38,6 +38,9 @@ int cli_print_json(json_t *document);
 /* Whole file or "-" = stdin as JSON; message names line and column. NULL after printing it. */
 json_t *cli_read_json(const char *name, const char *path);
 
+/* Zeroed memory, never NULL: a command without memory ends here, with exit code 1. free() it. */
+void *cli_need(size_t count, size_t item_bytes);
+
 /* Parsers of option values; false after printing what is wrong. */
 bool cli_parse_int(const char *name, const char *option, const char *text, int64_t low,
                    int64_t high, int64_t *out);

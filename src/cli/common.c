@@ -60,6 +60,13 @@ json_t *cli_read_json(const char *name, const char *path) {
     return document;
 }
 
+void *cli_need(size_t count, size_t item_bytes) {
+    void *block = calloc(count ? count : 1, item_bytes);
+    if (block) return block;
+    fprintf(stderr, "lplb: out of memory for %zu items of %zu bytes\n", count, item_bytes);
+    exit(EXIT_FAILED);
+}
+
 bool cli_parse_int(const char *name, const char *option, const char *text, int64_t low,
                    int64_t high, int64_t *out) {
     char *end;

@@ -1,10 +1,10 @@
 /* lplb_plan_bound: the fractional optimum and its smallest bottleneck, in exact integers.
  *
- * Newton's method (Dinkelbach, 1967) on t = W(S) / s(S). At t = p / q every token counts q units and
- * rank r holds p * s_r units, so flows stay integral (128 bits). Each step augments from the integral
- * optimum, which is at most a token a rank away; a stuck set is the next S. At t* the maximising sets
- * are the closed sets of full ranks in the residual graph, and the smallest ones are its strongly
- * connected components that nothing leaves (Picard and Queyranne, 1980). */
+ * Newton's method (Dinkelbach, 1967) on t = W(S) / s(S). At t = p / q every token counts q units
+ * and rank r holds p * s_r units, so flows stay integral (128 bits). Each step augments from the
+ * integral optimum, which is at most a token a rank away; a stuck set is the next S. At t* the
+ * maximising sets are the closed sets of full ranks in the residual graph, and the smallest ones
+ * are its strongly connected components that nothing leaves (Picard and Queyranne, 1980). */
 #include <string.h>
 
 #include "base/bits.h"
@@ -39,14 +39,13 @@ static lplb_status open_flow(flow *f) {
         void *field;
         int64_t count;
         size_t bytes;
-    } parts[] = {{&f->zero, G, 8},      {&f->split, n, 8},       {&f->x, n, 16},
-                 {&f->load, G, 16},     {&f->capacity, G, 16},   {&f->row, G + 1, 8},
-                 {&f->copy, n, 8},      {&f->copy_expert, n, 4}, {&f->given, G, 8},
-                 {&f->received, G, 8},  {&f->queue, G, 4},       {&f->reached, G, 1},
-                 {&f->expanded, E, 1},  {&f->settled, G, 1},     {&f->best, G, 8}};
+    } parts[] = {{&f->zero, G, 8},     {&f->split, n, 8},       {&f->x, n, 16},
+                 {&f->load, G, 16},    {&f->capacity, G, 16},   {&f->row, G + 1, 8},
+                 {&f->copy, n, 8},     {&f->copy_expert, n, 4}, {&f->given, G, 8},
+                 {&f->received, G, 8}, {&f->queue, G, 4},       {&f->reached, G, 1},
+                 {&f->expanded, E, 1}, {&f->settled, G, 1},     {&f->best, G, 8}};
     enum { PARTS = sizeof parts / sizeof parts[0] };
-    for (int i = 0; i < PARTS; i++)
-        lplb__arena_reserve(&f->arena, parts[i].count, parts[i].bytes);
+    for (int i = 0; i < PARTS; i++) lplb__arena_reserve(&f->arena, parts[i].count, parts[i].bytes);
     lplb__exact_reserve(f->hosts, &f->arena);
     LPLB_TRY(lplb__arena_create(&f->arena));
     for (int i = 0; i < PARTS; i++) {
@@ -246,8 +245,7 @@ lplb_status lplb_plan_bound(const lplb_hosts *hosts, const int64_t *speed,
     LPLB_TRY(lplb__check_hosts(hosts));
     LPLB_TRY(lplb__check_speed(speed, hosts->ranks));
     LPLB_TRY(lplb__check_input(hosts, input, &total));
-    if (bottleneck)
-        memset(bottleneck, 0, sizeof(uint64_t) * (size_t)lplb__bit_words(hosts->ranks));
+    if (bottleneck) memset(bottleneck, 0, sizeof(uint64_t) * (size_t)lplb__bit_words(hosts->ranks));
     flow f = {.hosts = hosts, .speed = speed, .input = input};
     lplb_status status = open_flow(&f);
     if (status == LPLB_OK) status = find_bound(&f, bound, bottleneck);

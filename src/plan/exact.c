@@ -12,11 +12,11 @@
  *      which step 4 gets stuck. t* is unique, so how it is found cannot change the answer.
  *   4. Augment. From the state after step 2, in phases: breadth-first levels from all ranks above
  *      their capacity at t*, along experts that have tokens on a reached rank. The parent of a rank
- *      is the lowest rank of the level before that reaches it, by the first such expert in the order
- *      of step 1. In the first level where ranks have room, each of them, lowest first, receives as
- *      much as its path from its root still allows.
- * A phase without room means that the reached set S keeps all its tokens: load(S) = W(S), which is
- * the certificate (max-flow/min-cut). Capacities are integers, so are all the moves. */
+ *      is the lowest rank of the level before that reaches it, by the first such expert in the
+ * order of step 1. In the first level where ranks have room, each of them, lowest first, receives
+ * as much as its path from its root still allows. A phase without room means that the reached set S
+ * keeps all its tokens: load(S) = W(S), which is the certificate (max-flow/min-cut). Capacities are
+ * integers, so are all the moves. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,11 +54,11 @@ struct lplb__exact {
     int32_t *single_expert, *single_rank; /* [n_singles] rank = position */
     int64_t *single_split;                /* [n_singles] */
     /* per batch */
-    int64_t *weight;   /* [n_movables] */
-    int64_t *x, *x_saved;       /* [slots] */
-    int64_t *load, *load_saved; /* [G] */
-    int64_t *capacity;          /* [G] */
-    int64_t *level;             /* [G] hosts' loads without the expert being poured */
+    int64_t *weight;                    /* [n_movables] */
+    int64_t *x, *x_saved;               /* [slots] */
+    int64_t *load, *load_saved;         /* [G] */
+    int64_t *capacity;                  /* [G] */
+    int64_t *level;                     /* [G] hosts' loads without the expert being poured */
     int32_t *parent_slot, *parent_rank; /* [G] */
     int32_t *expanded;                  /* [n_movables] stamp of the search that opened it */
     int32_t stamp;
@@ -125,10 +125,8 @@ static void find_components(lplb__exact *x) {
         for (int64_t i = hosts->offset[e] + 1; i < hosts->offset[e + 1]; i++) {
             int32_t a = find_root(x->root, hosts->rank[hosts->offset[e]]);
             int32_t b = find_root(x->root, hosts->rank[i]);
-            if (a < b)
-                x->root[b] = a;
-            else
-                x->root[a] = b;
+            if (a < b) x->root[b] = a;
+            else x->root[a] = b;
         }
     int32_t *size = x->parent_rank, *number = x->parent_slot; /* free until the first batch */
     memset(size, 0, sizeof(int32_t) * (size_t)G);
@@ -240,8 +238,8 @@ lplb_status lplb__exact_init(lplb__exact **out, const lplb_hosts *hosts, const i
             x->single_split[x->n_singles++] = row;
             continue;
         }
-        x->movable[x->n_movables++] = (movable){
-            .component = x->root[hosts->rank[row]], .expert = e, .hosts = (int32_t)n};
+        x->movable[x->n_movables++] =
+            (movable){.component = x->root[hosts->rank[row]], .expert = e, .hosts = (int32_t)n};
         for (int64_t i = row; i < row + n; i++) x->rank_slots[x->position[hosts->rank[i]] + 1]++;
     }
     for (int32_t q = 0; q < hosts->ranks; q++) x->rank_slots[q + 1] += x->rank_slots[q];
@@ -345,12 +343,9 @@ static bool sweep(lplb__exact *x, const component *c) {
     const int64_t *weight = x->weight + c->first_movable;
     bool changed = false;
     for (int32_t m = 0; m < c->movables; m++) {
-        if (x->limits.kind == LIMIT_SPEED)
-            changed |= pour_speed(x, &expert[m], weight[m]);
-        else if (expert[m].hosts == 2)
-            changed |= pour_pair(x, &expert[m], weight[m]);
-        else
-            changed |= pour_unit(x, &expert[m], weight[m]);
+        if (x->limits.kind == LIMIT_SPEED) changed |= pour_speed(x, &expert[m], weight[m]);
+        else if (expert[m].hosts == 2) changed |= pour_pair(x, &expert[m], weight[m]);
+        else changed |= pour_unit(x, &expert[m], weight[m]);
     }
     return changed;
 }
@@ -591,8 +586,7 @@ static lplb_status check_proof(lplb__exact *x, const lplb__batch *batch, lplb__l
         if (inside) tokens += x->weight[m];
     }
     lplb__limit proven;
-    LPLB_TRY(
-        lplb__limit_of_set(&x->limits, x->proof, 0, x->hosts->ranks, tokens, &proven));
+    LPLB_TRY(lplb__limit_of_set(&x->limits, x->proof, 0, x->hosts->ranks, tokens, &proven));
     lplb__limit_capacities(&x->limits, t, 0, x->hosts->ranks, x->capacity);
     bool met = !lplb__limit_less(&x->limits, proven, t);
     for (int32_t q = 0; q < x->hosts->ranks; q++) met &= x->load[q] <= x->capacity[q];

@@ -69,10 +69,8 @@ static int64_t tokens_within(const double *table, int64_t entries, double time) 
     int64_t low = 0, high = entries; /* first entry above time is in [low, high] */
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        if (table[middle] <= time)
-            low = middle + 1;
-        else
-            high = middle;
+        if (table[middle] <= time) low = middle + 1;
+        else high = middle;
     }
     return low - 1;
 }
@@ -103,10 +101,8 @@ static lplb_status cost_limit_of_set(const lplb__limits *limits, const uint64_t 
                 int64_t n = tokens_within(limits->table[q], limits->cost_entries, time);
                 held += n > 0 ? n : 0;
             }
-        if (held >= tokens)
-            high = middle;
-        else
-            low = middle + 1;
+        if (held >= tokens) high = middle;
+        else low = middle + 1;
     }
     *t = (lplb__limit){high, 1};
     return LPLB_OK;
@@ -146,8 +142,7 @@ static void speed_limit_of_set(const lplb__limits *limits, const uint64_t *set, 
 
 lplb_status lplb__limit_of_set(const lplb__limits *limits, const uint64_t *set, int32_t first,
                                int32_t ranks, int64_t tokens, lplb__limit *t) {
-    if (limits->kind == LIMIT_COST)
-        return cost_limit_of_set(limits, set, first, ranks, tokens, t);
+    if (limits->kind == LIMIT_COST) return cost_limit_of_set(limits, set, first, ranks, tokens, t);
     if (limits->kind == LIMIT_SPEED) {
         speed_limit_of_set(limits, set, first, ranks, tokens, t);
         return LPLB_OK;
@@ -159,16 +154,15 @@ lplb_status lplb__limit_of_set(const lplb__limits *limits, const uint64_t *set, 
     return LPLB_OK;
 }
 
-void lplb__limit_capacities(const lplb__limits *limits, lplb__limit t, int32_t first,
-                            int32_t ranks, int64_t *capacity) {
+void lplb__limit_capacities(const lplb__limits *limits, lplb__limit t, int32_t first, int32_t ranks,
+                            int64_t *capacity) {
     for (int32_t q = first; q < first + ranks; q++) {
-        if (limits->kind == LIMIT_UNIT)
-            capacity[q] = t.numerator;
+        if (limits->kind == LIMIT_UNIT) capacity[q] = t.numerator;
         else if (limits->kind == LIMIT_SPEED)
             capacity[q] = (int64_t)((__int128)t.numerator * limits->speed[q] / t.denominator);
         else
-            capacity[q] = tokens_within(limits->table[q], limits->cost_entries,
-                                        double_of_key(t.numerator));
+            capacity[q] =
+                tokens_within(limits->table[q], limits->cost_entries, double_of_key(t.numerator));
     }
 }
 

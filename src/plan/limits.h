@@ -20,10 +20,10 @@ typedef struct lplb__limit {
 typedef struct lplb__limits {
     lplb__limit_kind kind;
     int32_t ranks;
-    int64_t *speed;        /* [G] by position, SPEED only */
-    const double **table;  /* [G] by position, COST only */
+    int64_t *speed;       /* [G] by position, SPEED only */
+    const double **table; /* [G] by position, COST only */
     int64_t cost_entries;
-    int64_t *share;        /* [G] scratch */
+    int64_t *share; /* [G] scratch */
 } lplb__limits;
 
 void lplb__limits_reserve(const lplb_hosts *hosts, lplb__arena *arena);
@@ -40,8 +40,8 @@ lplb_status lplb__limit_of_load(const lplb__limits *limits, int32_t q, int64_t l
 lplb_status lplb__limit_of_set(const lplb__limits *limits, const uint64_t *set, int32_t first,
                                int32_t ranks, int64_t tokens, lplb__limit *t);
 /* capacity[q] for q in [first, first + ranks). */
-void lplb__limit_capacities(const lplb__limits *limits, lplb__limit t, int32_t first,
-                            int32_t ranks, int64_t *capacity);
+void lplb__limit_capacities(const lplb__limits *limits, lplb__limit t, int32_t first, int32_t ranks,
+                            int64_t *capacity);
 double lplb__limit_value(const lplb__limits *limits, lplb__limit t);
 
 #endif

@@ -14,9 +14,9 @@ struct lplb_planner {
     lplb_plan_config config; /* points to our copies */
     lplb__exact *exact;
     lplb__baselines baselines;
-    int64_t *zero;         /* [G] fixed loads when there are none */
-    int64_t *loads;        /* [G] when the caller does not want them */
-    int64_t *capacity;     /* [G] */
+    int64_t *zero;     /* [G] fixed loads when there are none */
+    int64_t *loads;    /* [G] when the caller does not want them */
+    int64_t *capacity; /* [G] */
     int64_t total_speed, tolerance_fixed;
 };
 
@@ -101,8 +101,9 @@ static lplb_status check_cost(const lplb_plan_config *config) {
 
 static lplb_status check_config(const lplb_plan_config *config) {
     if (config->struct_size != sizeof(lplb_plan_config))
-        return LPLB_FAIL(LPLB_INVALID, "config.struct_size is %zu, must be %zu (set it to "
-                                       "sizeof(lplb_plan_config))",
+        return LPLB_FAIL(LPLB_INVALID,
+                         "config.struct_size is %zu, must be %zu (set it to "
+                         "sizeof(lplb_plan_config))",
                          config->struct_size, sizeof(lplb_plan_config));
     LPLB_TRY(lplb__check_hosts(&config->hosts));
     LPLB_TRY(lplb__check_speed(config->speed, config->hosts.ranks));
@@ -110,7 +111,8 @@ static lplb_status check_config(const lplb_plan_config *config) {
     if ((unsigned)config->solver > LPLB_SOLVER_BALANCE)
         return LPLB_FAIL(LPLB_INVALID, "solver %d does not exist", (int)config->solver);
     if (config->solver != LPLB_SOLVER_EXACT && config->objective != LPLB_OBJECTIVE_TOKENS)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "only the exact solver has other objectives than tokens");
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "only the exact solver has other objectives than tokens");
     if (config->tolerance != 0 && !(config->tolerance >= 1 && config->tolerance <= 1e4))
         return LPLB_FAIL(LPLB_RANGE, "tolerance %g; 0 for none, or from 1 to 10000",
                          config->tolerance);
@@ -220,14 +222,16 @@ lplb_status lplb__check_input(const lplb_hosts *hosts, const lplb_plan_input *in
         for (int64_t r = 0; r < hosts->ranks; r++) {
             int64_t count = input->sources[r * hosts->experts + e];
             if (count < 0)
-                return LPLB_FAIL(LPLB_RANGE, "sources[%lld][%lld] is %lld; counts cannot be "
-                                             "negative",
+                return LPLB_FAIL(LPLB_RANGE,
+                                 "sources[%lld][%lld] is %lld; counts cannot be "
+                                 "negative",
                                  (long long)r, (long long)e, (long long)count);
             sum += count;
         }
         if (sum != input->tokens[e])
-            return LPLB_FAIL(LPLB_INVALID, "the sources of expert %lld add up to %lld, its tokens "
-                                           "are %lld",
+            return LPLB_FAIL(LPLB_INVALID,
+                             "the sources of expert %lld add up to %lld, its tokens "
+                             "are %lld",
                              (long long)e, (long long)sum, (long long)input->tokens[e]);
     }
     return LPLB_OK;
@@ -293,8 +297,9 @@ lplb_status lplb_plan_solve(lplb_planner *p, const lplb_plan_input *input, lplb_
     int64_t total;
     LPLB_TRY(lplb__check_input(&p->config.hosts, input, &total));
     if (input->sources && p->config.solver != LPLB_SOLVER_EXACT)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "only the exact solver takes sources into account, not "
-                                           "%s",
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "only the exact solver takes sources into account, not "
+                         "%s",
                          lplb_solver_name(p->config.solver));
     lplb__batch batch = {.hosts = &p->config.hosts,
                          .speed = p->config.speed,
