@@ -1,10 +1,11 @@
 /* The exact planner against enumeration of all rank sets, and its promises: certificate,
  * determinism, no allocation per batch. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <stdio.h>
 #include <stdlib.h>
