@@ -68,7 +68,7 @@ lint: $(BUILD)/build.ninja
 	@scripts/lint.sh $(BUILD)
 
 install:
-	@$(DEPS) build install
+	@$(DEPS) build
 	@$(CONFIGURE) -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(abspath $(PREFIX)) >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS) --target all lplb_man
 	@cmake --install $(BUILD) >/dev/null

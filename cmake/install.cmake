@@ -26,25 +26,25 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc
 
 # Man pages are the commands' own --help, so they cannot disagree with it. A target of their own:
 # only `make install` needs them.
-find_program(HELP2MAN help2man)
-if(HELP2MAN AND NOT CMAKE_CROSSCOMPILING AND NOT LPLB_SANITIZE)
+if(NOT CMAKE_CROSSCOMPILING)
   file(STRINGS src/cli/cli.h LPLB_COMMAND_LINES REGEX "X\\([a-z]+, \"")
   set(LPLB_MAN_PAGES)
   function(lplb_man_page page command summary)
     set(file ${CMAKE_CURRENT_BINARY_DIR}/man/${page}.1)
-    add_custom_command(OUTPUT ${file} DEPENDS lplb_cli
-                       COMMAND ${HELP2MAN} --no-info --version-string=${PROJECT_VERSION}
-                               "--name=${summary}" --manual=lplb "--source=lplb ${PROJECT_VERSION}"
-                               --output=${file} "$<TARGET_FILE:lplb_cli>${command}"
-                       COMMENT "man page ${page}.1" VERBATIM)
+    add_custom_command(OUTPUT ${file} DEPENDS lplb_cli cmake/man.cmake
+                       COMMAND ${CMAKE_COMMAND} -DLPLB=$<TARGET_FILE:lplb_cli> -DOUT=${file}
+                               -DCOMMAND=${command} "-DSUMMARY=${summary}"
+                               -DVERSION=${PROJECT_VERSION}
+                               -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/man.cmake VERBATIM)
     set(LPLB_MAN_PAGES ${LPLB_MAN_PAGES} ${file} PARENT_SCOPE)
   endfunction()
-  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/man)
   lplb_man_page(lplb "" "balance expert-parallel Mixture-of-Experts models")
   foreach(line ${LPLB_COMMAND_LINES})
     string(REGEX MATCH "X\\(([a-z]+), \"([^\"]*)\"" unused "${line}")
-    lplb_man_page(lplb-${CMAKE_MATCH_1} " ${CMAKE_MATCH_1}" "${CMAKE_MATCH_2}")
+    lplb_man_page(lplb-${CMAKE_MATCH_1} ${CMAKE_MATCH_1} "${CMAKE_MATCH_2}")
   endforeach()
   add_custom_target(lplb_man DEPENDS ${LPLB_MAN_PAGES})
   install(FILES ${LPLB_MAN_PAGES} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 OPTIONAL)
+else()
+  add_custom_target(lplb_man) # the command cannot be run here to ask for its help
 endif()

@@ -8,6 +8,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 prefix=$scratch/prefix
 
+cmake --build "$build" --target lplb_man >/dev/null
 cmake --install "$build" --prefix "$prefix" >/dev/null
 cp -r "$source/examples/plan_one_batch" "$scratch/example"
 cd "$scratch/example"
@@ -24,6 +25,11 @@ grep -q '^optimal' by_pkg_config.txt
 cmake -S . -B out -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
 cmake --build out >/dev/null
 out/plan_one_batch | diff - by_pkg_config.txt
+
+# Every command has its page.
+"$prefix/bin/lplb" --help | sed -n 's/^  \([a-z]*\)  .*/\1/p' | while read -r command; do
+    grep -q "^lplb-$command .- " "$prefix/share/man/man1/lplb-$command.1"
+done
 
 # The command runs from where it was installed, and the library carries its version.
 "$prefix/bin/lplb" --version
