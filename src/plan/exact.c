@@ -253,17 +253,18 @@ lplb_status lplb__exact_init(lplb__exact **out, const lplb_hosts *hosts, const i
 /* ---- steps 1 and 2: pour and sweep ---- */
 
 /* Two hosts, equal speeds: the halves differ by the difference of the loads, within [0, w]. */
-static inline bool pour_pair(lplb__exact *x, const movable *expert, int64_t weight) {
-    int32_t s = expert->begin, u = x->slot_rank[s], v = x->slot_rank[s + 1];
-    int64_t a = x->load[u] - x->x[s], b = x->load[v] - x->x[s + 1];
+static inline bool pour_pair(int64_t *restrict load, int64_t *restrict x, const int32_t *rank,
+                             int64_t weight) {
+    int32_t u = rank[0], v = rank[1];
+    int64_t before = x[0], a = load[u] - before, b = load[v] - x[1];
     int64_t share = (weight + b - a + 1) >> 1; /* the odd token goes to the lower rank */
     share = share < 0 ? 0 : share;
     share = share > weight ? weight : share;
-    bool changed = share != x->x[s] || weight - share != x->x[s + 1];
-    x->x[s] = share;
-    x->x[s + 1] = weight - share;
-    x->load[u] = a + share;
-    x->load[v] = b + weight - share;
+    bool changed = (share != before) | (weight - share != x[1]); /* x is 0, 0 before the first */
+    x[0] = share;
+    x[1] = weight - share;
+    load[u] = a + share;
+    load[v] = b + weight - share;
     return changed;
 }
 
@@ -341,10 +342,13 @@ static bool pour_speed(lplb__exact *x, const movable *expert, int64_t weight) {
 static bool sweep(lplb__exact *x, const component *c) {
     const movable *expert = x->movable + c->first_movable;
     const int64_t *weight = x->weight + c->first_movable;
-    bool changed = false;
+    int64_t *load = x->load, *share = x->x;
+    const int32_t *rank = x->slot_rank;
+    bool changed = false, speeds = x->limits.kind == LIMIT_SPEED;
     for (int32_t m = 0; m < c->movables; m++) {
-        if (x->limits.kind == LIMIT_SPEED) changed |= pour_speed(x, &expert[m], weight[m]);
-        else if (expert[m].hosts == 2) changed |= pour_pair(x, &expert[m], weight[m]);
+        int32_t s = expert[m].begin;
+        if (speeds) changed |= pour_speed(x, &expert[m], weight[m]);
+        else if (expert[m].hosts == 2) changed |= pour_pair(load, share + s, rank + s, weight[m]);
         else changed |= pour_unit(x, &expert[m], weight[m]);
     }
     return changed;
