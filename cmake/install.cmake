@@ -27,6 +27,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc
 # Man pages are the commands' own --help, so they cannot disagree with it. A target of their own:
 # only `make install` needs them.
 if(NOT CMAKE_CROSSCOMPILING)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/cli/cli.h)
   file(STRINGS src/cli/cli.h LPLB_COMMAND_LINES REGEX "X\\([a-z]+, \"")
   set(LPLB_MAN_PAGES)
   function(lplb_man_page page command summary)

@@ -71,8 +71,7 @@ LPLB_API lplb_status lplb_dispatch_prepare(lplb_dispatcher *dispatcher,
  * each at most 2^40. Each host of each expert gets floor or ceiling of share x local count; which
  * of them depends on source, so that the roundings of many sources cancel out. */
 LPLB_API lplb_status lplb_dispatch_prepare_ratio(lplb_dispatcher *dispatcher, const float *share,
-                                                 const int64_t *local_counts,
-                                                 int32_t source);
+                                                 const int64_t *local_counts, int32_t source);
 
 /* Maps n ids of the prepared source: out[i] = slot, -1 for -1. ids and out: INT32 or INT64, chosen
  * separately; in place when the widths agree. The ids must be the ones that were counted:

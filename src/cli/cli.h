@@ -18,7 +18,9 @@ typedef struct command {
 /* In the order of `lplb --help`; cmake/install.cmake reads these lines for the man pages. */
 /* clang-format off */
 #define LPLB_COMMANDS(X)                                                                           \
-    X(plan, "split one batch's tokens over expert copies, optimally")
+    X(plan, "split one batch's tokens over expert copies, optimally")                             \
+    X(bench, "time the solvers, EPLB and the dispatch on this machine")                            \
+    X(doctor, "what this machine offers, and whether the planner works on it")
 /* clang-format on */
 
 #define DECLARE_COMMAND(name, summary) int cmd_##name(int argc, char **argv);
