@@ -28,7 +28,8 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc
 # only `make install` needs them.
 if(NOT CMAKE_CROSSCOMPILING)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/cli/cli.h)
-  file(STRINGS src/cli/cli.h LPLB_COMMAND_LINES REGEX "X\\([a-z]+, \"")
+  file(READ src/cli/cli.h LPLB_COMMAND_LINES)
+  string(REGEX MATCHALL "X\\([a-z]+, \"[^\"]*\"" LPLB_COMMAND_LINES "${LPLB_COMMAND_LINES}")
   set(LPLB_MAN_PAGES)
   function(lplb_man_page page command summary)
     set(file ${CMAKE_CURRENT_BINARY_DIR}/man/${page}.1)
