@@ -92,6 +92,10 @@ LPLB_API lplb_status lplb_topology_create(const char *name, int32_t ranks, int32
                                           lplb_topology **out);
 LPLB_API lplb_status lplb_topology_from_r2o(const int32_t *r2o, int32_t group_size,
                                             int32_t redundant, lplb_topology **out);
+/* text: a name as above, or the path of a JSON file with the r2o as rows, bare or under "r2o"; its
+ * group size must divide ranks. */
+LPLB_API lplb_status lplb_topology_open(const char *text, int32_t ranks, int32_t redundant,
+                                        lplb_topology **out);
 LPLB_API void lplb_topology_destroy(lplb_topology *topology);
 
 /* ---- One entry for all algorithms ---- */
