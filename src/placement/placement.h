@@ -7,4 +7,18 @@
 /* physical_to_logical [P] of one layer. */
 const int32_t *lplb__placement_layer(const lplb_placement *placement, int32_t layer);
 
+/* What lplb_place was asked. */
+typedef struct lplb__place_task {
+    const lplb_place_config *config;
+    const int64_t *load;  /* [samples][L][E] */
+    const double *weight; /* [samples] or NULL */
+    int64_t samples;
+    int32_t layers, experts;
+} lplb__place_task;
+
+static inline const int64_t *lplb__task_row(const lplb__place_task *task, int64_t sample,
+                                            int32_t layer) {
+    return task->load + (sample * task->layers + layer) * task->experts;
+}
+
 #endif
