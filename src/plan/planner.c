@@ -13,6 +13,8 @@ struct lplb_planner {
     lplb__arena arena;
     lplb_plan_config config; /* points to our copies */
     lplb__exact *exact;
+    lplb__locality *locality;
+    lplb__ipm *ipm;
     lplb__baselines baselines;
     int64_t *zero;     /* [G] fixed loads when there are none */
     int64_t *loads;    /* [G] when the caller does not want them */
@@ -133,7 +135,9 @@ static void reserve_all(const lplb_plan_config *c, lplb__arena *arena) {
     lplb__baselines_reserve(&c->hosts, arena);
     if (c->solver == LPLB_SOLVER_EXACT) {
         lplb__exact_reserve(&c->hosts, arena);
+        lplb__locality_reserve(c, arena);
     }
+    if (c->solver == LPLB_SOLVER_IPM) lplb__ipm_reserve(c, arena);
 }
 
 static void *copied(lplb__arena *arena, const void *from, int64_t count, size_t item_bytes) {
@@ -158,7 +162,9 @@ static lplb_status build(lplb_planner *p, lplb__arena *arena) {
     lplb__baselines_init(&p->baselines, &c->hosts, arena);
     if (c->solver == LPLB_SOLVER_EXACT) {
         LPLB_TRY(lplb__exact_init(&p->exact, &c->hosts, c->speed, c->cost, c->cost_entries, arena));
+        LPLB_TRY(lplb__locality_init(&p->locality, c, arena));
     }
+    if (c->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__ipm_init(&p->ipm, c, arena));
     return LPLB_OK;
 }
 
@@ -280,10 +286,11 @@ static lplb_status solve_with(lplb_planner *p, const lplb__batch *batch, lplb_pl
     switch (p->config.solver) {
     case LPLB_SOLVER_EXACT: {
         LPLB_TRY(lplb__exact_solve(p->exact, batch, plan, batch->sources ? p->capacity : NULL));
-        if (batch->sources) return LPLB_FAIL(LPLB_UNSUPPORTED, "sources: locality is not built in");
+        if (batch->sources)
+            LPLB_TRY(lplb__locality_solve(p->locality, batch, p->capacity, plan->split));
         return LPLB_OK;
     }
-    case LPLB_SOLVER_IPM: return LPLB_FAIL(LPLB_UNSUPPORTED, "ipm is not built in");
+    case LPLB_SOLVER_IPM: return lplb__ipm_solve(p->ipm, batch, plan);
     default:
         lplb__baselines_solve(&p->baselines, p->config.solver, batch, plan->split, &plan->sweeps);
         plan->outcome = LPLB_OUTCOME_FEASIBLE;

@@ -17,4 +17,10 @@ void lp_destroy(lp *problem);
  * the fractional optimum t*, or a negative number if CLP does not report optimality. */
 double lp_solve(lp *problem, const lplb_plan_input *input);
 
+/* The most tokens that can stay on their source rank, and with those the most on their source node
+ * (node ids in [0, G)), when rank r holds at most capacity[r]. Returns 0 if there is no split. At
+ * most 2^24 tokens, so that doubles hold the weighted sum. */
+int lp_locality(const lplb_hosts *hosts, const int32_t *node, const lplb_plan_input *input,
+                const int64_t *capacity, int64_t *local, int64_t *on_node);
+
 #endif
