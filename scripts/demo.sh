@@ -1,5 +1,5 @@
 #!/bin/sh
-# What balancing would bring on a recorded run of gpt-oss-20b (data/gpt-oss-20b/README.md), as 8
+# What balancing would bring on a recorded run of gpt-oss-20b (data/gpt-oss-20b/PROVENANCE.md), as 8
 # ranks with 2 redundant expert slots each would have served it.
 #   scripts/demo.sh PATH_OF_LPLB
 set -eu
