@@ -2,6 +2,7 @@
 #ifndef LPLB_LPLB_H
 #define LPLB_LPLB_H
 
+#include <lplb/comm.h>
 #include <lplb/dispatch.h>
 #include <lplb/placement.h>
 #include <lplb/plan.h>
