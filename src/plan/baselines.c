@@ -138,8 +138,7 @@ static void waterfill_split(lplb__baselines *b, const lplb__batch *batch, int64_
     }
 }
 
-/* Half the difference, or with speeds what makes both load/speed equal, rounded down. */
-static int64_t excess(const lplb__batch *batch, const int64_t *load, int32_t from, int32_t to) {
+int64_t lplb__excess(const lplb__batch *batch, const int64_t *load, int32_t from, int32_t to) {
     if (!batch->speed) return (load[from] - load[to]) / 2;
     wide difference = (wide)load[from] * batch->speed[to] - (wide)load[to] * batch->speed[from];
     return (int64_t)(difference / (batch->speed[from] + batch->speed[to]));
@@ -149,7 +148,7 @@ static int64_t excess(const lplb__batch *batch, const int64_t *load, int32_t fro
 static int balance_pair(const lplb__batch *batch, int64_t *load, int64_t *split, int64_t i,
                         int64_t j) {
     const int32_t *rank = batch->hosts->rank;
-    int64_t amount = excess(batch, load, rank[i], rank[j]);
+    int64_t amount = lplb__excess(batch, load, rank[i], rank[j]);
     if (amount < 0) {
         int64_t swapped = i;
         i = j;

@@ -38,6 +38,10 @@ void lplb__baselines_init(lplb__baselines *b, const lplb_hosts *hosts, lplb__are
 void lplb__baselines_solve(lplb__baselines *b, lplb_solver solver, const lplb__batch *batch,
                            int64_t *split, int32_t *sweeps);
 
+/* How much evens out load/speed of two ranks when it moves: half the difference, rounded down, or
+ * its like with speeds; negative the other way. */
+int64_t lplb__excess(const lplb__batch *batch, const int64_t *load, int32_t from, int32_t to);
+
 /* ---- ipm.c ---- */
 typedef struct lplb__ipm lplb__ipm;
 void lplb__ipm_reserve(const lplb_plan_config *config, lplb__arena *arena);
@@ -68,5 +72,21 @@ lplb_status lplb__exact_solve(lplb__exact *exact, const lplb__batch *batch, lplb
 /* Of the last batch (not with cost tables): t* as a fraction of tokens over speed, and the most
  * tokens that a rank may hold at t*. */
 void lplb__exact_limit(const lplb__exact *exact, lplb_fraction *t, int64_t *most_tokens);
+
+/* ---- active.c: LPLB_OBJECTIVE_ACTIVE; exact was made without speeds ---- */
+typedef struct lplb__active lplb__active;
+void lplb__active_reserve(const lplb_hosts *hosts, lplb__arena *arena);
+void lplb__active_init(lplb__active **active, const lplb_hosts *hosts, lplb__exact *exact,
+                       const lplb__baselines *baselines, lplb__arena *arena);
+/* Fills split, certificate (of the count), outcome, objective = count, bound and the work done. */
+lplb_status lplb__active_solve(lplb__active *active, const lplb__batch *batch, lplb_plan *plan);
+
+/* ---- tiles.c: whole tiles and a price for every active expert ---- */
+typedef struct lplb__tiles lplb__tiles;
+void lplb__tiles_reserve(const lplb_hosts *hosts, lplb__arena *arena);
+void lplb__tiles_init(lplb__tiles **tiles, const lplb_plan_config *config, lplb__exact *exact,
+                      lplb__baselines *baselines, lplb__arena *arena);
+/* Likewise, with objective = largest cost over speed; FEASIBLE unless it meets the bound. */
+lplb_status lplb__tiles_solve(lplb__tiles *tiles, const lplb__batch *batch, lplb_plan *plan);
 
 #endif

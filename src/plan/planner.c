@@ -15,6 +15,8 @@ struct lplb_planner {
     lplb__exact *exact;
     lplb__locality *locality;
     lplb__ipm *ipm;
+    lplb__active *active;
+    lplb__tiles *tiles;
     lplb__baselines baselines;
     int64_t *zero;     /* [G] fixed loads when there are none */
     int64_t *loads;    /* [G] when the caller does not want them */
@@ -101,6 +103,29 @@ static lplb_status check_cost(const lplb_plan_config *config) {
     return LPLB_OK;
 }
 
+enum { MAX_TILE = 1 << 30 };
+
+static int has_tiles(const lplb_plan_config *config) {
+    return config->tile > 1 || config->activation > 0;
+}
+
+static lplb_status check_objective(const lplb_plan_config *config) {
+    if ((unsigned)config->objective > LPLB_OBJECTIVE_ACTIVE)
+        return LPLB_FAIL(LPLB_INVALID, "objective %d does not exist", (int)config->objective);
+    if (config->tile < 0 || config->tile > MAX_TILE || config->activation < 0 ||
+        config->activation > MAX_TILE)
+        return LPLB_FAIL(LPLB_RANGE, "tile %lld, activation %lld; from 0 to %d are supported",
+                         (long long)config->tile, (long long)config->activation, MAX_TILE);
+    if (has_tiles(config) && config->objective != LPLB_OBJECTIVE_TOKENS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "tile and activation need the tokens objective");
+    if (has_tiles(config) && config->solver != LPLB_SOLVER_EXACT)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "tile and activation need the exact solver, not %s",
+                         lplb_solver_name(config->solver));
+    if (has_tiles(config) && config->tolerance != 0)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "a tolerance does not go with tile or activation");
+    return LPLB_OK;
+}
+
 static lplb_status check_config(const lplb_plan_config *config) {
     if (config->struct_size != sizeof(lplb_plan_config))
         return LPLB_FAIL(LPLB_INVALID,
@@ -110,6 +135,7 @@ static lplb_status check_config(const lplb_plan_config *config) {
     LPLB_TRY(lplb__check_hosts(&config->hosts));
     LPLB_TRY(lplb__check_speed(config->speed, config->hosts.ranks));
     LPLB_TRY(check_cost(config));
+    LPLB_TRY(check_objective(config));
     if ((unsigned)config->solver > LPLB_SOLVER_BALANCE)
         return LPLB_FAIL(LPLB_INVALID, "solver %d does not exist", (int)config->solver);
     if (config->solver != LPLB_SOLVER_EXACT && config->objective != LPLB_OBJECTIVE_TOKENS)
@@ -137,6 +163,8 @@ static void reserve_all(const lplb_plan_config *c, lplb__arena *arena) {
         lplb__exact_reserve(&c->hosts, arena);
         lplb__locality_reserve(c, arena);
     }
+    if (c->objective == LPLB_OBJECTIVE_ACTIVE) lplb__active_reserve(&c->hosts, arena);
+    if (has_tiles(c)) lplb__tiles_reserve(&c->hosts, arena);
     if (c->solver == LPLB_SOLVER_IPM) lplb__ipm_reserve(c, arena);
 }
 
@@ -161,9 +189,13 @@ static lplb_status build(lplb_planner *p, lplb__arena *arena) {
     p->tolerance_fixed = llround(c->tolerance * (1 << TOLERANCE_BITS));
     lplb__baselines_init(&p->baselines, &c->hosts, arena);
     if (c->solver == LPLB_SOLVER_EXACT) {
-        LPLB_TRY(lplb__exact_init(&p->exact, &c->hosts, c->speed, c->cost, c->cost_entries, arena));
+        const int64_t *speed = c->objective == LPLB_OBJECTIVE_ACTIVE ? NULL : c->speed;
+        LPLB_TRY(lplb__exact_init(&p->exact, &c->hosts, speed, c->cost, c->cost_entries, arena));
         LPLB_TRY(lplb__locality_init(&p->locality, c, arena));
     }
+    if (c->objective == LPLB_OBJECTIVE_ACTIVE)
+        lplb__active_init(&p->active, &c->hosts, p->exact, &p->baselines, arena);
+    if (has_tiles(c)) lplb__tiles_init(&p->tiles, c, p->exact, &p->baselines, arena);
     if (c->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__ipm_init(&p->ipm, c, arena));
     return LPLB_OK;
 }
@@ -250,7 +282,6 @@ static void sum_up(const lplb_planner *p, const lplb__batch *batch, lplb_plan *p
     memcpy(loads, batch->fixed, sizeof(int64_t) * (size_t)hosts->ranks);
     for (int64_t i = 0; i < n; i++) loads[hosts->rank[i]] += plan->split[i];
     plan->max_load = 0;
-    plan->objective = 0;
     int64_t top_load = 0, top_speed = 1;
     for (int32_t r = 0; r < hosts->ranks; r++) {
         int64_t speed = batch->speed ? batch->speed[r] : 1;
@@ -260,6 +291,7 @@ static void sum_up(const lplb_planner *p, const lplb__batch *batch, lplb_plan *p
             top_speed = speed;
         }
     }
+    if (p->active || p->tiles) return; /* they have set the objective */
     plan->objective = (double)top_load / (double)top_speed;
     if (p->config.objective != LPLB_OBJECTIVE_COST) return;
     for (int32_t r = 0; r < hosts->ranks; r++) {
@@ -285,6 +317,8 @@ static bool is_tolerable(const lplb_planner *p, const int64_t *loads, int64_t to
 static lplb_status solve_with(lplb_planner *p, const lplb__batch *batch, lplb_plan *plan) {
     switch (p->config.solver) {
     case LPLB_SOLVER_EXACT: {
+        if (p->active) return lplb__active_solve(p->active, batch, plan);
+        if (p->tiles) return lplb__tiles_solve(p->tiles, batch, plan);
         LPLB_TRY(lplb__exact_solve(p->exact, batch, plan, batch->sources ? p->capacity : NULL));
         if (batch->sources)
             LPLB_TRY(lplb__locality_solve(p->locality, batch, p->capacity, plan->split));
@@ -308,6 +342,9 @@ lplb_status lplb_plan_solve(lplb_planner *p, const lplb_plan_input *input, lplb_
                          "only the exact solver takes sources into account, not "
                          "%s",
                          lplb_solver_name(p->config.solver));
+    if (input->sources && (p->active || p->tiles))
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "sources do not go with the active objective, tile or "
+                                           "activation");
     lplb__batch batch = {.hosts = &p->config.hosts,
                          .speed = p->config.speed,
                          .node = p->config.node,
