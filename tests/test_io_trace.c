@@ -1,51 +1,7 @@
-/* Traces: reading, writing, counting. Every format is checked by writing random traces and reading
- * them back, and arrays against headers and bytes put together here. */
+/* Traces in npy and npz, and counting: random traces are written and read back, and arrays are
+ * checked against headers and bytes put together here. */
 #define _XOPEN_SOURCE 700
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
-#include <lplb/trace.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include "base/rng.h"
-#include "io/trace_build.h"
-
-static char folder[] = "/tmp/lplb-test-XXXXXX";
-
-static int make_folder(void **state) {
-    (void)state;
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    char command[64];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
-}
-
-static const char *in_folder(const char *name) {
-    static char path[128];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
-static void expect_ok(lplb_status status) {
-    if (status != LPLB_OK) fail_msg("%s: %s", lplb_status_name(status), lplb_error_message());
-}
-
-static void expect_failure(lplb_status status, lplb_status wanted, const char *part) {
-    if (status != wanted || !strstr(lplb_error_message(), part))
-        fail_msg("%s: '%s', wanted %s with '%s'", lplb_status_name(status), lplb_error_message(),
-                 lplb_status_name(wanted), part);
-}
+#include "io_helpers.h"
 
 /* ---- files put together by hand ---- */
 
@@ -219,56 +175,6 @@ static void test_ids_out_of_range(void **state) {
     lplb_trace_destroy(trace);
 }
 
-/* ---- random traces ---- */
-
-static lplb_trace *random_trace(uint64_t seed, lplb_trace_kind kind) {
-    lplb__rng rng;
-    lplb__rng_seed(&rng, seed, 0);
-    int64_t layers = 1 + lplb__rng_below(&rng, 5);
-    int64_t experts =
-        lplb__rng_below(&rng, 4) ? 1 + lplb__rng_below(&rng, 100) : 1 + lplb__rng_below(&rng, 1500);
-    int64_t n = 1 + lplb__rng_below(&rng, 20), topk = 1 + lplb__rng_below(&rng, 6);
-    lplb_trace *trace;
-    if (kind == LPLB_TRACE_TOPK)
-        expect_ok(lplb__trace_create_topk("random", n, layers, topk, NULL, &trace));
-    else expect_ok(lplb__trace_create_counts("random", n, layers, experts, NULL, &trace));
-    trace->experts = (int32_t)experts;
-    bool gaps = lplb__rng_below(&rng, 2) == 0;
-    for (int64_t i = 0; i < trace->tokens * layers * topk; i++)
-        trace->topk_ids[i] =
-            gaps && lplb__rng_below(&rng, 5) == 0 ? -1 : (int16_t)lplb__rng_below(&rng, experts);
-    for (int64_t i = 0; i < trace->steps * layers * experts; i++)
-        trace->counts[i] = lplb__rng_below(&rng, (int64_t)1 << (1 + lplb__rng_below(&rng, 45)));
-    for (int32_t l = 0; l < layers; l++) trace->layer_id[l] = 3 + 2 * l;
-    if (kind == LPLB_TRACE_TOPK && lplb__rng_below(&rng, 2)) {
-        trace->sequences = 1 + lplb__rng_below(&rng, 4);
-        trace->sequence_start = calloc((size_t)trace->sequences + 1, sizeof(int64_t));
-        for (int64_t i = 1; i < trace->sequences; i++)
-            trace->sequence_start[i] = trace->sequence_start[i - 1] +
-                                       lplb__rng_below(&rng, n - trace->sequence_start[i - 1] + 1);
-        trace->sequence_start[trace->sequences] = n;
-    }
-    return trace;
-}
-
-static void assert_same(const lplb_trace *a, const lplb_trace *b) {
-    assert_int_equal(a->kind, b->kind);
-    assert_int_equal(a->layers, b->layers);
-    assert_int_equal(a->experts, b->experts);
-    assert_int_equal(a->topk, b->topk);
-    assert_int_equal(a->tokens, b->tokens);
-    assert_int_equal(a->steps, b->steps);
-    assert_int_equal(a->sequences, b->sequences);
-    size_t ids = (size_t)(a->tokens * a->layers * a->topk);
-    size_t counts = (size_t)(a->steps * a->layers * a->experts);
-    if (ids) assert_memory_equal(a->topk_ids, b->topk_ids, ids * sizeof *a->topk_ids);
-    if (counts) assert_memory_equal(a->counts, b->counts, counts * sizeof *a->counts);
-    assert_memory_equal(a->layer_id, b->layer_id, (size_t)a->layers * sizeof *a->layer_id);
-    if (a->sequences)
-        assert_memory_equal(a->sequence_start, b->sequence_start,
-                            ((size_t)a->sequences + 1) * sizeof *a->sequence_start);
-}
-
 static void test_npz_round_trip(void **state) {
     (void)state;
     for (uint64_t seed = 0; seed < 40; seed++) {
@@ -316,46 +222,6 @@ static void test_count(void **state) {
         free(counts);
         lplb_trace_destroy(trace);
     }
-}
-
-static void test_json_counts(void **state) {
-    (void)state;
-    static const struct {
-        const char *text;
-        int64_t steps, last;
-        lplb_status status;
-        const char *part;
-    } cases[] = {
-        {"{\"logical_count\": [[1, 2.0], [3, 4]]}", 1, 4, LPLB_OK, NULL},
-        {" \n{\"logical_count\": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}", 2, 8, LPLB_OK, NULL},
-        {"{\"logical_count\": [[1, 2], [3]]}", 0, 0, LPLB_FORMAT, "logical_count[1] has 1 experts"},
-        {"{\"logical_count\": [[1, 2], [3, 4.5]]}", 0, 0, LPLB_RANGE, "logical_count[1][1] is 4.5"},
-        {"{\"logical_count\": [[1, 2], [3, -4]]}", 0, 0, LPLB_RANGE, "logical_count[1][1] is -4"},
-        {"{\"logical_count\": [[1, 2], [3, null]]}", 0, 0, LPLB_FORMAT, "null"},
-        {"{\"logical_count\": []}", 0, 0, LPLB_FORMAT, "must be"},
-        {"{\"logical_count\": [[[[1]]]]}", 0, 0, LPLB_FORMAT, "must be"},
-        {"{\"logical_count\": [[4611686018427387904, 1]]}", 0, 0, LPLB_OVERFLOW, "2^62"},
-        {"{\"logical_count\": [[1, 2],\n [3, x]]}", 0, 0, LPLB_FORMAT, "line 2"},
-        {"{\"other\": 1}", 0, 0, LPLB_FORMAT, "logical_count"},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        lplb_trace *trace;
-        lplb_status status = lplb__trace_read_memory(cases[i].text, (int64_t)strlen(cases[i].text),
-                                                     "x.json", NULL, &trace);
-        if (cases[i].status != LPLB_OK) {
-            expect_failure(status, cases[i].status, cases[i].part);
-            continue;
-        }
-        expect_ok(status);
-        assert_int_equal(trace->steps, cases[i].steps);
-        assert_int_equal(trace->counts[trace->steps * 4 - 1], cases[i].last);
-        lplb_trace_destroy(trace);
-    }
-    char deep[8192];
-    memset(deep, '[', sizeof deep);
-    lplb_trace *trace;
-    expect_failure(lplb__trace_read_memory(deep, sizeof deep, "deep", NULL, &trace), LPLB_FORMAT,
-                   "deep");
 }
 
 static void test_max_bytes(void **state) {
@@ -417,7 +283,6 @@ int main(void) {
         cmocka_unit_test(test_ids_out_of_range),
         cmocka_unit_test(test_npz_round_trip),
         cmocka_unit_test(test_count),
-        cmocka_unit_test(test_json_counts),
         cmocka_unit_test(test_max_bytes),
         cmocka_unit_test(test_recorded_data),
     };

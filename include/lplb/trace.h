@@ -30,7 +30,8 @@ typedef struct lplb_trace {
 /* What the caller knows beyond the file. Zero-initialise. */
 typedef struct lplb_trace_options {
     int32_t experts;    /* 0 = from the file, or the largest id + 1 */
-    const char *layout; /* "TK", "TLK", "LTK", "SLE" for bare arrays; NULL = must be unambiguous */
+    const char *layout; /* "TK", "TLK", "LTK", "SLTK", "LE" or "SLE" for bare arrays; NULL = the
+                           file must leave no doubt */
     int64_t max_bytes;  /* refuse to hold more than this decoded; 0 = 8 GiB */
 } lplb_trace_options;
 
@@ -54,7 +55,8 @@ typedef enum lplb_placement_format {
     LPLB_PLACEMENT_VLLM = 1,        /* offline EPLB map */
     LPLB_PLACEMENT_TRTLLM = 2,      /* moe_load_balancer.yaml */
     LPLB_PLACEMENT_VLLM_ASCEND = 3, /* expert_map_path JSON */
-    LPLB_PLACEMENT_OMNI = 4         /* npy [ranks][L][E] 0/1 */
+    LPLB_PLACEMENT_OMNI = 4,        /* npy or npz (by the ending) [ranks][L][E] 0/1 */
+    LPLB_PLACEMENT_LPLB = 5         /* "lplb.placement/1": also empty slots and unequal ranks */
 } lplb_placement_format;
 /* LPLB_UNSUPPORTED when the format cannot hold it (empty slots, unequal ranks). Atomic. */
 LPLB_API lplb_status lplb_placement_write(const lplb_placement *placement,

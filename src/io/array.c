@@ -7,24 +7,9 @@
 
 #include "base/mem.h"
 
-static const struct {
-    const char *name;
-    int32_t bytes;
-} dtypes[] = {
-    [LPLB_INT8] = {"int8", 1},       [LPLB_UINT8] = {"uint8", 1},
-    [LPLB_INT16] = {"int16", 2},     [LPLB_UINT16] = {"uint16", 2},
-    [LPLB_INT32] = {"int32", 4},     [LPLB_UINT32] = {"uint32", 4},
-    [LPLB_INT64] = {"int64", 8},     [LPLB_UINT64] = {"uint64", 8},
-    [LPLB_FLOAT16] = {"float16", 2}, [LPLB_FLOAT32] = {"float32", 4},
-    [LPLB_FLOAT64] = {"float64", 8}, [LPLB_BOOL] = {"bool", 1},
-};
-
-int32_t lplb__dtype_bytes(lplb_dtype dtype) { return dtypes[dtype].bytes; }
-const char *lplb__dtype_name(lplb_dtype dtype) { return dtypes[dtype].name; }
-
 void lplb__array_describe(const lplb__array *array, char *text, size_t bytes) {
     int used = snprintf(text, bytes, "%.60s%s%s ", array->name, *array->name ? " " : "",
-                        array->numeric ? lplb__dtype_name(array->dtype) : array->type);
+                        array->numeric ? lplb_dtype_name(array->dtype) : array->type);
     for (int32_t d = 0; d < array->dims && used >= 0 && (size_t)used < bytes; d++)
         used += snprintf(text + used, bytes - (size_t)used, "[%lld]", (long long)array->shape[d]);
 }
@@ -49,7 +34,7 @@ lplb_status lplb__items_open(const lplb__arrays *arrays, const lplb__array *arra
         return LPLB_FAIL(LPLB_UNSUPPORTED, "%s: %s holds %s, numbers are wanted",
                          arrays->input->name, *array->name ? array->name : "the array",
                          array->type);
-    int64_t bytes = array->items * lplb__dtype_bytes(array->dtype);
+    int64_t bytes = array->items * lplb_dtype_bytes(array->dtype);
     const char *name = *array->name ? array->name : arrays->input->name;
     lplb__stream_range(arrays->input, array->position, bytes, name, &out->stream);
     LPLB_TRY(LPLB_CALLOC(out->raw, LPLB__ITEMS_CHUNK * 8));
@@ -139,7 +124,7 @@ static int64_t to_int64(lplb_dtype dtype, const unsigned char *raw, int64_t n, i
 static lplb_status refuse_item(const lplb__items *items, const unsigned char *raw, int64_t at) {
     const lplb__array *array = items->array;
     int64_t item = items->next + at;
-    int32_t width = lplb__dtype_bytes(array->dtype);
+    int32_t width = lplb_dtype_bytes(array->dtype);
     long long byte = (long long)(array->position + item * width);
     double value = 0;
     if (array->dtype == LPLB_UINT64)
@@ -163,7 +148,7 @@ static lplb_status refuse_item(const lplb__items *items, const unsigned char *ra
 
 lplb_status lplb__items_read(lplb__items *items, int64_t n, int64_t *values) {
     const lplb__array *array = items->array;
-    int32_t width = lplb__dtype_bytes(array->dtype);
+    int32_t width = lplb_dtype_bytes(array->dtype);
     if (n > array->items - items->next) n = array->items - items->next;
     LPLB_TRY(lplb__stream_read_exact(&items->stream, items->raw, n * width));
     if (array->swapped) swap_bytes(items->raw, n, width);
@@ -233,4 +218,10 @@ lplb_status lplb__array_read(const lplb__arrays *arrays, const lplb__array *arra
     if (status != LPLB_OK) lplb__free(values);
     else *out = values;
     return status;
+}
+
+int64_t lplb__tensor_bytes(const lplb__tensor *tensor) {
+    int64_t bytes = lplb_dtype_bytes(tensor->dtype);
+    for (int32_t d = 0; d < tensor->dims; d++) bytes *= tensor->shape[d];
+    return bytes;
 }

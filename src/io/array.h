@@ -8,7 +8,7 @@
 
 #include "io/input.h"
 
-enum { LPLB__MAX_DIMS = 8, LPLB__MAX_ARRAYS = 65536 };
+enum { LPLB__MAX_DIMS = 8, LPLB__MAX_ARRAYS = 1 << 20 };
 
 typedef struct lplb__array {
     char *name;    /* key in the archive; "" for a bare npy file */
@@ -47,9 +47,6 @@ lplb_status lplb__npy_parse(lplb__stream *stream, lplb__array *out);
 enum { LPLB__NPY_HEADER_BYTES = 256 };
 size_t lplb__npy_header(lplb_dtype dtype, int32_t dims, const int64_t *shape, char *out);
 
-int32_t lplb__dtype_bytes(lplb_dtype dtype);
-const char *lplb__dtype_name(lplb_dtype dtype);
-
 /* Sequential items of an array as int64; floats must be whole numbers. */
 typedef struct lplb__items {
     const lplb__array *array;
@@ -75,5 +72,21 @@ typedef lplb_status (*lplb__item_visitor)(void *context, int64_t offset, int64_t
                                           int64_t item);
 lplb_status lplb__array_scatter(const lplb__arrays *arrays, const lplb__array *array,
                                 const int64_t *stride, lplb__item_visitor visit, void *context);
+
+/* ---- writing, atomic ---- */
+
+typedef struct lplb__tensor {
+    const char *name;
+    lplb_dtype dtype;
+    int32_t dims;
+    int64_t shape[LPLB__MAX_DIMS];
+    const void *items;
+} lplb__tensor;
+
+int64_t lplb__tensor_bytes(const lplb__tensor *tensor);
+lplb_status lplb__npy_write(const char *path, const lplb__tensor *tensor);
+/* The same tensors give the same file, byte by byte. */
+lplb_status lplb__npz_write(const char *path, const lplb__tensor *tensor, int32_t n);
+lplb_status lplb__safetensors_write(const char *path, const lplb__tensor *tensor, int32_t n);
 
 #endif

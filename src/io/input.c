@@ -35,7 +35,10 @@ static lplb_status take_pipe(int fd, const char *path, int64_t max_bytes, lplb__
         if (n == 0) break;
         used += n;
     }
-    *out = (lplb__input){.name = path, .fd = -1, .data = data, .owned = data, .bytes = used};
+    static const unsigned char nothing[1];
+    out->data = data ? data : nothing;
+    out->owned = data;
+    out->bytes = used;
     return LPLB_OK;
 failed:
     lplb__free(data);
@@ -43,7 +46,8 @@ failed:
 }
 
 lplb_status lplb__input_open(const char *path, int64_t max_bytes, lplb__input *out) {
-    *out = (lplb__input){.name = path, .fd = -1};
+    if (max_bytes <= 0) max_bytes = LPLB__DEFAULT_MAX_BYTES;
+    *out = (lplb__input){.name = path, .fd = -1, .max_bytes = max_bytes};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return LPLB_FAIL(LPLB_IO, "cannot open %s: %s", path, strerror(errno));
     struct stat info;
@@ -63,9 +67,14 @@ done:
     return status;
 }
 
-void lplb__input_memory(const void *data, int64_t bytes, const char *name, lplb__input *out) {
+void lplb__input_memory(const void *data, int64_t bytes, const char *name, int64_t max_bytes,
+                        lplb__input *out) {
     static const unsigned char nothing[1];
-    *out = (lplb__input){.name = name, .fd = -1, .data = bytes ? data : nothing, .bytes = bytes};
+    *out = (lplb__input){.name = name,
+                         .fd = -1,
+                         .data = bytes ? data : nothing,
+                         .bytes = bytes,
+                         .max_bytes = max_bytes > 0 ? max_bytes : LPLB__DEFAULT_MAX_BYTES};
 }
 
 lplb_status lplb__input_read(const lplb__input *input, int64_t offset, void *buffer,
@@ -98,11 +107,11 @@ void lplb__input_close(lplb__input *input) {
     *input = (lplb__input){.fd = -1};
 }
 
-lplb_status lplb__input_load(const lplb__input *input, int64_t max_bytes, char **out) {
+lplb_status lplb__input_load(const lplb__input *input, char **out) {
     *out = NULL;
-    if (input->bytes > max_bytes)
+    if (input->bytes > input->max_bytes)
         return LPLB_FAIL(LPLB_RANGE, "%s has %lld bytes, at most %lld are read", input->name,
-                         (long long)input->bytes, (long long)max_bytes);
+                         (long long)input->bytes, (long long)input->max_bytes);
     char *text;
     LPLB_TRY(LPLB_CALLOC(text, input->bytes + 1));
     lplb_status status = lplb__input_read(input, 0, text, input->bytes);

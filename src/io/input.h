@@ -18,11 +18,13 @@ typedef struct lplb__input {
     const unsigned char *data; /* NULL when a file */
     unsigned char *owned;      /* what was read from a pipe */
     int64_t bytes;
+    int64_t max_bytes; /* what readers of this input may hold at once */
 } lplb__input;
 
-/* path may name a pipe; at most max_bytes are then taken into memory. */
+/* path may name a pipe; at most max_bytes are then taken into memory. max_bytes 0 = the default. */
 lplb_status lplb__input_open(const char *path, int64_t max_bytes, lplb__input *out);
-void lplb__input_memory(const void *data, int64_t bytes, const char *name, lplb__input *out);
+void lplb__input_memory(const void *data, int64_t bytes, const char *name, int64_t max_bytes,
+                        lplb__input *out);
 /* Exactly [offset, offset + bytes), else LPLB_FORMAT with the byte where the data ends. */
 lplb_status lplb__input_read(const lplb__input *input, int64_t offset, void *buffer, int64_t bytes);
 void lplb__input_close(lplb__input *input);
@@ -45,7 +47,7 @@ lplb_status lplb__stream_read(lplb__stream *stream, void *buffer, int64_t bytes,
 lplb_status lplb__stream_read_exact(lplb__stream *stream, void *buffer, int64_t bytes);
 void lplb__stream_close(lplb__stream *stream);
 
-/* The whole input in memory, plus a closing zero byte; refused above max_bytes. */
-lplb_status lplb__input_load(const lplb__input *input, int64_t max_bytes, char **out);
+/* The whole input in memory, plus a closing zero byte; refused above input->max_bytes. */
+lplb_status lplb__input_load(const lplb__input *input, char **out);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "io/array.h"
+#include "io/output.h"
 
 enum { MAX_HEADER = 65536, MAX_ITEMS_LOG2 = 56 };
 
@@ -170,7 +171,7 @@ size_t lplb__npy_header(lplb_dtype dtype, int32_t dims, const int64_t *shape, ch
     size_t limit = LPLB__NPY_HEADER_BYTES - 10;
     size_t used =
         (size_t)snprintf(text, limit, "{'descr': '%c%s', 'fortran_order': False, 'shape': (",
-                         lplb__dtype_bytes(dtype) == 1 ? '|' : native_order(), codes[dtype]);
+                         lplb_dtype_bytes(dtype) == 1 ? '|' : native_order(), codes[dtype]);
     for (int32_t d = 0; d < dims; d++)
         used += (size_t)snprintf(text + used, limit - used, "%lld%s", (long long)shape[d],
                                  dims == 1      ? ","
@@ -197,7 +198,7 @@ lplb_status lplb__arrays_open_npy(const lplb__input *input, lplb__arrays *out) {
     LPLB_TRY_GOTO(status, LPLB_CALLOC(array->name, 1), failed);
     LPLB_TRY_GOTO(status, lplb__npy_parse(&stream, array), failed);
     if (array->numeric) {
-        int64_t wanted = array->position + array->items * lplb__dtype_bytes(array->dtype);
+        int64_t wanted = array->position + array->items * lplb_dtype_bytes(array->dtype);
         if (wanted != input->bytes)
             LPLB_FAIL_GOTO(status, failed, LPLB_FORMAT,
                            "%s: the npy header announces %lld bytes, the file has %lld",
@@ -207,4 +208,14 @@ lplb_status lplb__arrays_open_npy(const lplb__input *input, lplb__arrays *out) {
 failed:
     lplb__arrays_close(out);
     return status;
+}
+
+lplb_status lplb__npy_write(const char *path, const lplb__tensor *tensor) {
+    char header[LPLB__NPY_HEADER_BYTES];
+    size_t bytes = lplb__npy_header(tensor->dtype, tensor->dims, tensor->shape, header);
+    lplb__output output;
+    LPLB_TRY(lplb__output_open(path, &output));
+    fwrite(header, 1, bytes, output.file);
+    fwrite(tensor->items, 1, (size_t)lplb__tensor_bytes(tensor), output.file);
+    return lplb__output_commit(&output);
 }

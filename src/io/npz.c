@@ -8,7 +8,6 @@
 
 #include "base/mem.h"
 #include "io/array.h"
-#include "io/npz.h"
 #include "io/output.h"
 
 /* Deflate cannot expand further than this (RFC 1951: 258 bytes from 2 bits). */
@@ -71,7 +70,7 @@ static lplb_status open_entry(lplb__arrays *arrays, zip_uint64_t index, lplb__ar
     lplb__stream_close(&stream);
     LPLB_TRY(status);
     if (!out->numeric) return LPLB_OK;
-    int64_t wanted = out->position + out->items * lplb__dtype_bytes(out->dtype);
+    int64_t wanted = out->position + out->items * lplb_dtype_bytes(out->dtype);
     if ((zip_uint64_t)wanted != info.size)
         return LPLB_FAIL(LPLB_FORMAT, "%s: %s announces %lld bytes, the archive holds %llu", file,
                          info.name, (long long)wanted, (unsigned long long)info.size);
@@ -117,88 +116,76 @@ failed:
 
 /* ---- writing ---- */
 
-struct lplb__npz_writer {
-    struct zip *archive;
-    zip_source_t *target; /* the archive's bytes, in memory */
-};
-
-lplb_status lplb__npz_create(lplb__npz_writer **out) {
-    lplb__npz_writer *writer;
-    LPLB_TRY(LPLB_CALLOC(writer, 1));
-    zip_error_t error;
-    zip_error_init(&error);
-    lplb_status status = LPLB_OK;
-    writer->target = zip_source_buffer_create(NULL, 0, 0, &error);
-    if (writer->target) {
-        writer->archive = zip_open_from_source(writer->target, ZIP_TRUNCATE | ZIP_CREATE, &error);
-        if (writer->archive) zip_source_keep(writer->target); /* to read the result after close */
-    }
-    if (!writer->archive) {
-        status =
-            LPLB_FAIL(LPLB_NO_MEMORY, "cannot start a zip archive: %s", zip_error_strerror(&error));
-        if (writer->target) zip_source_free(writer->target);
-        lplb__free(writer);
-        writer = NULL;
-    }
-    zip_error_fini(&error);
-    *out = writer;
-    return status;
+/* libzip reads the items when the archive is closed, as one block with the header before them. */
+static zip_source_t *tensor_source(const lplb__tensor *tensor, zip_error_t *error) {
+    char header[LPLB__NPY_HEADER_BYTES];
+    size_t header_bytes = lplb__npy_header(tensor->dtype, tensor->dims, tensor->shape, header);
+    size_t bytes = (size_t)lplb__tensor_bytes(tensor);
+    char *image = malloc(header_bytes + bytes); /* freed by libzip */
+    if (!image) return NULL;
+    memcpy(image, header, header_bytes);
+    memcpy(image + header_bytes, tensor->items, bytes);
+    zip_source_t *source = zip_source_buffer_create(image, header_bytes + bytes, 1, error);
+    if (!source) free(image);
+    return source;
 }
 
-lplb_status lplb__npz_add(lplb__npz_writer *writer, const char *name, lplb_dtype dtype,
-                          int32_t dims, const int64_t *shape, const void *items) {
-    char header[LPLB__NPY_HEADER_BYTES], file[80];
-    size_t header_bytes = lplb__npy_header(dtype, dims, shape, header);
-    size_t bytes = (size_t)lplb__dtype_bytes(dtype);
-    for (int32_t d = 0; d < dims; d++) bytes *= (size_t)shape[d];
-    snprintf(file, sizeof file, "%s.npy", name);
-
-    zip_error_t error;
-    zip_error_init(&error);
-    /* libzip reads the data when the archive is closed; it must own a copy of the header, and one
-     * block for both is the simplest source it takes. */
-    char *image = malloc(header_bytes + bytes);
-    zip_source_t *source = NULL;
-    if (image) {
-        memcpy(image, header, header_bytes);
-        memcpy(image + header_bytes, items, bytes);
-        source = zip_source_buffer_create(image, header_bytes + bytes, 1, &error);
-        if (!source) free(image);
+static bool add_tensor(zip_t *archive, const lplb__tensor *tensor, zip_error_t *error) {
+    char file[80];
+    snprintf(file, sizeof file, "%s.npy", tensor->name);
+    zip_source_t *source = tensor_source(tensor, error);
+    if (!source) return false;
+    zip_int64_t index = zip_file_add(archive, file, source, ZIP_FL_ENC_UTF_8);
+    if (index < 0) {
+        zip_source_free(source);
+        return false;
     }
-    zip_int64_t index = source ? zip_file_add(writer->archive, file, source, ZIP_FL_ENC_UTF_8) : -1;
-    if (source && index < 0) zip_source_free(source);
-    zip_error_fini(&error);
     /* A fixed time keeps equal traces equal files: 1980-01-01, the first that zip can say. */
-    if (index < 0 ||
-        zip_set_file_compression(writer->archive, (zip_uint64_t)index, ZIP_CM_DEFLATE, 6) != 0 ||
-        zip_file_set_dostime(writer->archive, (zip_uint64_t)index, 0, 0x21, 0) != 0)
-        return LPLB_FAIL(LPLB_NO_MEMORY, "cannot add %s of %zu bytes to the archive", file, bytes);
-    return LPLB_OK;
+    return zip_set_file_compression(archive, (zip_uint64_t)index, ZIP_CM_DEFLATE, 6) == 0 &&
+           zip_file_set_dostime(archive, (zip_uint64_t)index, 0, 0x21, 0) == 0;
 }
 
-void lplb__npz_destroy(lplb__npz_writer *writer) {
-    if (!writer) return;
-    if (writer->archive) zip_discard(writer->archive);
-    zip_source_free(writer->target);
-    lplb__free(writer);
-}
-
-lplb_status lplb__npz_finish(lplb__npz_writer *writer, const char *path) {
-    lplb_status status = LPLB_OK;
-    void *data = NULL;
+/* The finished archive's bytes. Free with free. */
+static char *read_back(zip_source_t *target, zip_uint64_t *bytes) {
     zip_stat_t info;
-    if (zip_close(writer->archive) != 0)
-        LPLB_FAIL_GOTO(status, done, LPLB_NO_MEMORY, "cannot compress %s: %s", path,
-                       zip_strerror(writer->archive));
-    writer->archive = NULL;
-    if (zip_source_open(writer->target) != 0 || zip_source_stat(writer->target, &info) != 0 ||
-        !(data = malloc(info.size ? info.size : 1)) ||
-        zip_source_read(writer->target, data, info.size) != (zip_int64_t)info.size)
-        LPLB_FAIL_GOTO(status, done, LPLB_NO_MEMORY, "cannot compress %s", path);
-    zip_source_close(writer->target);
-    status = lplb__output_write(path, data, info.size);
-done:
+    if (zip_source_open(target) != 0) return NULL;
+    char *data = NULL;
+    if (zip_source_stat(target, &info) == 0 && (data = malloc(info.size + 1))) {
+        *bytes = info.size;
+        if (zip_source_read(target, data, info.size) != (zip_int64_t)info.size) {
+            free(data);
+            data = NULL;
+        }
+    }
+    zip_source_close(target);
+    return data;
+}
+
+lplb_status lplb__npz_write(const char *path, const lplb__tensor *tensor, int32_t n) {
+    zip_error_t error;
+    zip_error_init(&error);
+    lplb_status status = LPLB_OK;
+    zip_t *archive = NULL;
+    char *data = NULL;
+    zip_uint64_t bytes = 0;
+    /* The archive is made in memory: libzip would write and rename files of its own. */
+    zip_source_t *target = zip_source_buffer_create(NULL, 0, 0, &error);
+    bool good = target != NULL;
+    if (good) zip_source_keep(target); /* still needed after the archive has taken and closed it */
+    if (good) archive = zip_open_from_source(target, ZIP_TRUNCATE | ZIP_CREATE, &error);
+    if (good && !archive) zip_source_free(target);
+    good = archive != NULL;
+    for (int32_t i = 0; i < n && good; i++) good = add_tensor(archive, &tensor[i], &error);
+    if (good && zip_close(archive) == 0) archive = NULL;
+    else good = false;
+    if (archive) zip_discard(archive);
+    if (good) data = read_back(target, &bytes);
+    if (data) status = lplb__output_write(path, data, bytes);
+    else
+        status = LPLB_FAIL(LPLB_NO_MEMORY, "cannot make the archive %s: %s", path,
+                           zip_error_strerror(&error));
     free(data);
-    lplb__npz_destroy(writer);
+    if (target) zip_source_free(target);
+    zip_error_fini(&error);
     return status;
 }

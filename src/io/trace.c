@@ -1,5 +1,6 @@
 /* The trace struct: making, checking, counting. */
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -147,6 +148,26 @@ lplb_status lplb__trace_check_ids(const char *name, lplb_trace *trace, int64_t e
     }
     trace->experts = (int32_t)experts;
     return LPLB_OK;
+}
+
+lplb_status lplb__trace_validate(const lplb_trace *trace) {
+    bool topk = trace->kind == LPLB_TRACE_TOPK;
+    int64_t rows = topk ? trace->tokens : trace->steps;
+    if (trace->layers < 1 || trace->experts < 1 || rows < 1 || (topk && trace->topk < 1) ||
+        !(topk ? (const void *)trace->topk_ids : (const void *)trace->counts))
+        return LPLB_FAIL(LPLB_INVALID, "a trace of %lld rows, %d layers, %d experts",
+                         (long long)rows, trace->layers, trace->experts);
+    int64_t n = topk ? rows * trace->layers * trace->topk : 0;
+    for (int64_t i = 0; i < n; i++)
+        if (trace->topk_ids[i] < -1 || trace->topk_ids[i] >= trace->experts)
+            return LPLB_FAIL(LPLB_RANGE, "token %lld: expert %d is outside [-1, %d)",
+                             (long long)(i / trace->layers / trace->topk), trace->topk_ids[i],
+                             trace->experts);
+    for (int64_t i = 0; i < trace->sequences; i++)
+        if (trace->sequence_start[i + 1] < trace->sequence_start[i] ||
+            trace->sequence_start[i] < 0 || trace->sequence_start[i + 1] > rows)
+            return LPLB_FAIL(LPLB_INVALID, "sequence %lld has no valid extent", (long long)i);
+    return topk ? LPLB_OK : lplb__trace_check_counts("the trace", trace, NULL);
 }
 
 /* ---- counting ---- */

@@ -1,7 +1,6 @@
 /* Traces from arrays of numbers: npy, npz and safetensors. Which array holds what is told by its
  * name; a bare array only by its type, its dimensions or the caller's layout. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -260,11 +259,6 @@ static lplb_status read_counts(reader *r, lplb_trace **out) {
     return lplb__trace_check_counts(r->name, *out, r->options);
 }
 
-static int compare_ids(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
 /* Runs of equal sequence ids. An id that comes back after others was interleaved while recording:
  * the trace then stays in recorded order, without sequences. */
 static lplb_status set_runs(reader *r, lplb_trace *trace) {
@@ -281,8 +275,7 @@ static lplb_status set_runs(reader *r, lplb_trace *trace) {
         start[run++] = t;
     }
     start[runs] = trace->tokens;
-    qsort(first, (size_t)runs, sizeof *first, compare_ids);
-    for (int64_t i = 1; i < runs; i++) r->interleaved |= first[i] == first[i - 1];
+    r->interleaved = lplb__sort_unique(first, runs) < runs;
     if (!r->interleaved) {
         trace->sequences = runs;
         trace->sequence_start = start;

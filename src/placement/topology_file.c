@@ -6,7 +6,7 @@
 #include "io/json.h"
 #include "placement/placement.h"
 
-enum { MAX_R2O_BYTES = 16 << 20 };
+enum { MAX_R2O_BYTES = 1 << 30 }; /* in memory as a JSON tree; the text is far smaller */
 
 static lplb_status read_rows(const char *path, const json_t *rows, lplb_topology **out) {
     int64_t ranks = (int64_t)json_array_size(rows);
@@ -44,15 +44,11 @@ done:
 
 static lplb_status read_file(const char *path, lplb_topology **out) {
     lplb__input input;
-    char *text = NULL;
-    json_t *document = NULL;
+    json_t *document;
     LPLB_TRY(lplb__input_open(path, MAX_R2O_BYTES, &input));
-    int64_t bytes = input.bytes;
-    lplb_status status = lplb__input_load(&input, MAX_R2O_BYTES, &text);
+    lplb_status status = lplb__json_load(&input, &document);
     lplb__input_close(&input);
-    if (status == LPLB_OK) status = lplb__json_parse(text, bytes, path, NULL, &document);
-    lplb__free(text);
-    if (status != LPLB_OK) return status;
+    LPLB_TRY(status);
     const json_t *rows = json_is_object(document) ? json_object_get(document, "r2o") : document;
     status = read_rows(path, rows, out);
     json_decref(document);
