@@ -19,13 +19,13 @@ FUNCTION_LINES_WARN = 70
 
 # Arrows point down: a layer includes itself and layers of a smaller number.
 LAYER = {"base": 0, "io": 1, "comm": 1, "plan": 2, "dispatch": 2, "cuda": 2, "placement": 3,
-         "replay": 4, "runtime": 4, "train": 5, "cli": 6}
+         "runtime": 4, "replay": 5, "train": 6, "cli": 7}
 # Pure functions over plain arrays: nothing of files and formats may reach them.
 PURE = {"base", "plan", "dispatch", "cuda"}
 # The layer that implements a public header.
 PUBLIC = {"status": "base", "export": "base", "plan": "plan", "dispatch": "dispatch",
           "placement": "placement", "trace": "io", "comm": "comm", "replay": "replay",
-          "lplb": "replay"}
+          "lplb": "replay", "tracker": "runtime"}
 # These structs are what files hold and results are made of, so they may be named below the code
 # that implements them; the calls are still for the layers above only.
 PUBLIC_STRUCTS = {("io", "plan"), ("io", "dispatch"), ("io", "placement"),

@@ -9,5 +9,6 @@
 #include <lplb/replay.h>
 #include <lplb/status.h>
 #include <lplb/trace.h>
+#include <lplb/tracker.h>
 
 #endif
