@@ -158,9 +158,11 @@ void lplb__limit_capacities(const lplb__limits *limits, lplb__limit t, int32_t f
                             int64_t *capacity) {
     for (int32_t q = first; q < first + ranks; q++) {
         if (limits->kind == LIMIT_UNIT) capacity[q] = t.numerator;
-        else if (limits->kind == LIMIT_SPEED)
-            capacity[q] = (int64_t)((__int128)t.numerator * limits->speed[q] / t.denominator);
-        else
+        else if (limits->kind == LIMIT_SPEED) {
+            /* a fast rank may have room for more tokens than there can be, and than fit an int64 */
+            __int128 room = (__int128)t.numerator * limits->speed[q] / t.denominator;
+            capacity[q] = room < LPLB_MAX_TOKENS ? (int64_t)room : LPLB_MAX_TOKENS;
+        } else
             capacity[q] =
                 tokens_within(limits->table[q], limits->cost_entries, double_of_key(t.numerator));
     }

@@ -8,7 +8,8 @@
 
 struct lp {
     lplb_hosts hosts;
-    const int64_t *speed;
+    double
+        speed_unit; /* speeds are divided by their mean: M is then in tokens, as CLP's tolerances */
     int columns, rows, movable;
     int *movable_row;    /* [E] row of the expert, -1 with one host */
     CoinBigIndex *start; /* [columns + 1] */
@@ -28,7 +29,7 @@ lp *lp_create(const lplb_hosts *hosts, const int64_t *speed) {
     lp *p = need(1, sizeof *p);
     size_t copies = (size_t)hosts->offset[hosts->experts], G = (size_t)hosts->ranks;
     p->hosts = *hosts;
-    p->speed = speed;
+    for (size_t r = 0; r < G; r++) p->speed_unit += (double)(speed ? speed[r] : 1) / (double)G;
     p->movable_row = need((size_t)hosts->experts, sizeof(int));
     p->start = need(copies + 2, sizeof *p->start);
     p->index = need(2 * copies + G, sizeof(int));
@@ -52,7 +53,7 @@ lp *lp_create(const lplb_hosts *hosts, const int64_t *speed) {
     p->upper[p->columns] = 1e30;
     p->start[p->columns++] = at;
     for (size_t r = 0; r < G; r++)
-        p->index[at] = (int)r, p->value[at++] = -(double)(speed ? speed[r] : 1);
+        p->index[at] = (int)r, p->value[at++] = -(double)(speed ? speed[r] : 1) / p->speed_unit;
     p->start[p->columns] = at;
     p->rows = (int)G + p->movable;
     p->row_lower = need((size_t)p->rows, sizeof(double));
@@ -81,7 +82,7 @@ double lp_solve(lp *p, const lplb_plan_input *input) {
     Clp_loadProblem(model, p->columns, p->rows, p->start, p->index, p->value, p->lower, p->upper,
                     p->cost, p->row_lower, p->row_upper);
     Clp_dual(model, 0);
-    double result = Clp_status(model) == 0 ? Clp_objectiveValue(model) : -1;
+    double result = Clp_status(model) == 0 ? Clp_objectiveValue(model) / p->speed_unit : -1;
     Clp_deleteModel(model);
     return result;
 }
