@@ -237,7 +237,7 @@ static lplb_status add_counts(const int64_t *count, int64_t n, const char *what,
         high += count[i] >> 31;
         low += count[i] & 0x7fffffff;
     }
-    *total += ((__int128)high << 31) + low;
+    *total += ((__int128)high * ((int64_t)1 << 31)) + low;
     if (signs >= 0) return LPLB_OK;
     for (int64_t i = 0; i < n; i++)
         if (count[i] < 0)
