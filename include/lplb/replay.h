@@ -49,8 +49,10 @@ typedef struct lplb_distribution {
 } lplb_distribution;
 
 typedef struct lplb_policy_result {
-    char *policy;                /* as given, the solver spelled out */
-    lplb_placement *placement;   /* NULL for ideal */
+    char *policy;              /* as given */
+    char *placement_name;      /* "topology" for lplb, "file:a.json" */
+    char *solver_name;         /* with its options: "even", "exact:tolerance=1.02"; "" for ideal */
+    lplb_placement *placement; /* [L] layers replayed; NULL for ideal */
     lplb_distribution imbalance; /* over (layer, batch) pairs with load */
     double balancedness;         /* mean over the pairs of mean/max */
     int32_t has_plan_time;
@@ -59,16 +61,17 @@ typedef struct lplb_policy_result {
     int64_t moved_tokens;     /* selections served off their source rank */
     int64_t internode_tokens; /* selections served off their source node */
     int64_t moved_slots;      /* moves against the contiguous placement */
+    int64_t not_converged;    /* pairs whose solver gave up or whose answer was rejected */
     int32_t has_prediction;
-    double ms_per_layer, tokens_per_s;
+    double ms_per_layer, tokens_per_s; /* 0 without a gpu model; tokens_per_s 0 for counts */
     int64_t redundant_bytes;
-    double *pair_imbalance;         /* [L][batches measured], 0 = no load */
+    double *pair_imbalance;         /* [L][measured], 0 = no load */
     double *layer_mean, *layer_max; /* [L] */
-    int64_t *loads;                 /* [L][batches][G] with keep_loads, else NULL */
+    int64_t *loads;                 /* [L][measured][G] with keep_loads, else NULL */
 } lplb_policy_result;
 
 typedef struct lplb_replay_result {
-    int64_t tokens, batches, measured;
+    int64_t tokens, batches, measured; /* batches of the whole trace; those after the history */
     int32_t layers, first_layer, experts, topk, ranks, slots, nodes;
     int64_t batch_tokens;
     int64_t *counts; /* [L][measured][E] logical counts of the measured batches */
