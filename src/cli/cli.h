@@ -18,6 +18,7 @@ typedef struct command {
 /* In the order of `lplb --help`; cmake/install.cmake reads these lines for the man pages. */
 /* clang-format off */
 #define LPLB_COMMANDS(X)                                                                           \
+    X(explain, "what limits one batch, and which copy would help")                                 \
     X(plan, "split one batch's tokens over expert copies, optimally")                             \
     X(bench, "time the solvers, EPLB and the dispatch on this machine")                            \
     X(doctor, "what this machine offers, and whether the planner works on it")
