@@ -1,0 +1,278 @@
+/* Process groups over MPI. All-reduce is a reduce-scatter by all-to-all, a sum in rank order, and
+ * an all-gather: 2 (n-1)/n of the bytes, like a ring, but every element is summed in the same order
+ * whatever the chunks, so results do not depend on timing or algorithm choice of the MPI library.
+ */
+#include "comm/mpi/group_mpi.h"
+
+#include <limits.h>
+#include <mpi.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+typedef struct mpi_group {
+    lplb__group base; /* first: a lplb__group points to it */
+    MPI_Comm comm;
+    int *counts, *starts, *counts2, *starts2; /* [size] scratch of the row exchange */
+} mpi_group;
+
+typedef enum reduce_phase { REDUCE_SCATTER, REDUCE_GATHER, REDUCE_DONE } reduce_phase;
+
+struct lplb__request {
+    reduce_phase phase;
+    MPI_Request request;
+    char *data, *pieces; /* pieces [size][mine] */
+    int *counts, *starts, *counts2, *starts2;
+    int64_t mine; /* elements of my chunk */
+    lplb__element element;
+    size_t item_bytes;
+};
+
+static bool started_here;
+
+static lplb_status check(int error, const char *what) {
+    if (error == MPI_SUCCESS) return LPLB_OK;
+    char text[MPI_MAX_ERROR_STRING];
+    int length;
+    MPI_Error_string(error, text, &length);
+    return LPLB_FAIL(LPLB_REMOTE, "%s: %s", what, text);
+}
+
+static size_t bytes_of(lplb__element element) {
+    switch (element) {
+    case ELEMENT_BYTE: return 1;
+    case ELEMENT_FLOAT: return 4;
+    default: return 8;
+    }
+}
+
+static MPI_Comm comm_of(lplb__group *group) { return ((mpi_group *)group)->comm; }
+
+static lplb_status mpi_barrier(lplb__group *group) {
+    return check(MPI_Barrier(comm_of(group)), "MPI_Barrier");
+}
+
+enum { PIECE_BYTES = 1 << 30 }; /* MPI counts are ints */
+
+static lplb_status mpi_broadcast(lplb__group *group, void *data, int64_t bytes, int root) {
+    for (int64_t at = 0; at < bytes; at += PIECE_BYTES) {
+        int64_t n = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
+        LPLB_TRY(check(MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, comm_of(group)),
+                       "MPI_Bcast"));
+    }
+    return LPLB_OK;
+}
+
+static lplb_status mpi_all_gather(lplb__group *group, const void *mine, void *all, int64_t bytes) {
+    if (bytes > INT_MAX)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "an all-gather of %lld bytes a rank; at most %d",
+                         (long long)bytes, INT_MAX);
+    return check(
+        MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, comm_of(group)),
+        "MPI_Allgather");
+}
+
+static lplb_status mpi_all_to_all(lplb__group *group, const void *send, const int64_t *send_rows,
+                                  void *recv, const int64_t *recv_rows, int64_t row_bytes) {
+    mpi_group *g = (mpi_group *)group;
+    MPI_Datatype row;
+    int64_t sent = 0, received = 0;
+    if (row_bytes > INT_MAX)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "rows of %lld bytes", (long long)row_bytes);
+    for (int r = 0; r < group->size; r++) {
+        if (sent + send_rows[r] > INT_MAX || received + recv_rows[r] > INT_MAX)
+            return LPLB_FAIL(LPLB_UNSUPPORTED, "an exchange of more than 2^31 rows");
+        g->counts[r] = (int)send_rows[r];
+        g->starts[r] = (int)sent;
+        g->counts2[r] = (int)recv_rows[r];
+        g->starts2[r] = (int)received;
+        sent += send_rows[r];
+        received += recv_rows[r];
+    }
+    LPLB_TRY(check(MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &row), "MPI_Type_contiguous"));
+    MPI_Type_commit(&row);
+    lplb_status status = check(
+        MPI_Alltoallv(send, g->counts, g->starts, row, recv, g->counts2, g->starts2, row, g->comm),
+        "MPI_Alltoallv");
+    MPI_Type_free(&row);
+    return status;
+}
+
+/* ---- all-reduce ---- */
+
+#define SUM_CASE(CODE, TYPE)                                                                       \
+    case CODE:                                                                                     \
+        for (int64_t i = 0; i < count; i++) ((TYPE *)sum)[i] += ((const TYPE *)x)[i];              \
+        break
+
+static void add_into(void *restrict sum, const void *restrict x, int64_t count,
+                     lplb__element element) {
+    switch (element) {
+        SUM_CASE(ELEMENT_BYTE, unsigned char);
+        SUM_CASE(ELEMENT_INT64, int64_t);
+        SUM_CASE(ELEMENT_FLOAT, float);
+        SUM_CASE(ELEMENT_DOUBLE, double);
+    }
+}
+
+static void free_request(lplb__request *r) {
+    lplb__free(r->pieces);
+    lplb__free(r->counts);
+    lplb__free(r);
+}
+
+static lplb_status mpi_start(lplb__group *group, void *data, int64_t count, lplb__element element,
+                             lplb__request **out) {
+    int size = group->size, rank = group->rank;
+    lplb__request *r;
+    *out = NULL;
+    if (count * (int64_t)bytes_of(element) > INT_MAX)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "a sum over %lld elements; use smaller buckets",
+                         (long long)count);
+    LPLB_TRY(LPLB_CALLOC(r, 1));
+    r->data = data;
+    r->element = element;
+    r->item_bytes = bytes_of(element);
+    int64_t first = count * rank / size, bytes = (int64_t)r->item_bytes;
+    r->mine = count * (rank + 1) / size - first;
+    lplb_status status = LPLB_CALLOC(r->counts, 4 * (int64_t)size);
+    if (status == LPLB_OK) status = LPLB_CALLOC(r->pieces, size * r->mine * bytes);
+    if (status != LPLB_OK) {
+        free_request(r);
+        return status;
+    }
+    r->starts = r->counts + size;
+    r->counts2 = r->starts + size;
+    r->starts2 = r->counts2 + size;
+    for (int p = 0; p < size; p++) {
+        int64_t at = count * p / size;
+        r->starts[p] = (int)(at * bytes);
+        r->counts[p] = (int)((count * (p + 1) / size - at) * bytes);
+        r->counts2[p] = (int)(r->mine * bytes);
+        r->starts2[p] = (int)(p * r->mine * bytes);
+    }
+    status = check(MPI_Ialltoallv(data, r->counts, r->starts, MPI_BYTE, r->pieces, r->counts2,
+                                  r->starts2, MPI_BYTE, comm_of(group), &r->request),
+                   "MPI_Ialltoallv");
+    if (status != LPLB_OK) {
+        free_request(r);
+        return status;
+    }
+    *out = r;
+    return LPLB_OK;
+}
+
+/* All pieces of my chunk are here: sum them in rank order and send the sum to everybody. */
+static lplb_status start_gather(lplb__group *group, lplb__request *r) {
+    int64_t bytes = r->mine * (int64_t)r->item_bytes;
+    for (int p = 1; p < group->size; p++)
+        add_into(r->pieces, r->pieces + p * bytes, r->mine, r->element);
+    memcpy(r->data + r->starts[group->rank], r->pieces, (size_t)bytes);
+    r->phase = REDUCE_GATHER;
+    return check(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, r->data, r->counts, r->starts, MPI_BYTE,
+                                 comm_of(group), &r->request),
+                 "MPI_Iallgatherv");
+}
+
+static lplb_status mpi_progress(lplb__group *group, lplb__request *r, int *done) {
+    *done = r->phase == REDUCE_DONE;
+    if (*done) return LPLB_OK;
+    int arrived;
+    LPLB_TRY(check(MPI_Test(&r->request, &arrived, MPI_STATUS_IGNORE), "MPI_Test"));
+    if (!arrived) return LPLB_OK;
+    if (r->phase == REDUCE_SCATTER) return start_gather(group, r);
+    r->phase = REDUCE_DONE;
+    *done = 1;
+    return LPLB_OK;
+}
+
+static lplb_status mpi_wait(lplb__group *group, lplb__request *r) {
+    lplb_status status = LPLB_OK;
+    while (status == LPLB_OK && r->phase != REDUCE_DONE) {
+        status = check(MPI_Wait(&r->request, MPI_STATUS_IGNORE), "MPI_Wait");
+        if (status == LPLB_OK && r->phase == REDUCE_SCATTER) status = start_gather(group, r);
+        else r->phase = REDUCE_DONE;
+    }
+    free_request(r);
+    return status;
+}
+
+static lplb_status mpi_all_reduce(lplb__group *group, void *data, int64_t count,
+                                  lplb__element element) {
+    int64_t most = INT_MAX / 2 / (int64_t)bytes_of(element);
+    for (int64_t at = 0; at < count; at += most) {
+        lplb__request *request;
+        int64_t n = count - at < most ? count - at : most;
+        char *from = (char *)data + at * (int64_t)bytes_of(element);
+        LPLB_TRY(mpi_start(group, from, n, element, &request));
+        LPLB_TRY(mpi_wait(group, request));
+    }
+    return LPLB_OK;
+}
+
+/* ---- groups ---- */
+
+static lplb_status make_group(MPI_Comm comm, lplb__group **out);
+
+static lplb_status mpi_split(lplb__group *group, int colour, lplb__group **out) {
+    MPI_Comm part;
+    LPLB_TRY(check(MPI_Comm_split(comm_of(group), colour, group->rank, &part), "MPI_Comm_split"));
+    return make_group(part, out);
+}
+
+static void mpi_destroy(lplb__group *group) {
+    mpi_group *g = (mpi_group *)group;
+    int finished;
+    MPI_Finalized(&finished);
+    if (!finished) MPI_Comm_free(&g->comm);
+    lplb__free(g->counts);
+    lplb__free(g);
+}
+
+static lplb_status make_group(MPI_Comm comm, lplb__group **out) {
+    static const lplb__group_table table = {
+        "mpi",     mpi_barrier,  mpi_broadcast, mpi_all_gather, mpi_all_reduce, mpi_all_to_all,
+        mpi_start, mpi_progress, mpi_wait,      mpi_split,      mpi_destroy};
+    mpi_group *g;
+    LPLB_TRY(LPLB_CALLOC(g, 1));
+    g->base.table = &table;
+    g->comm = comm;
+    MPI_Comm_rank(comm, &g->base.rank);
+    MPI_Comm_size(comm, &g->base.size);
+    MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+    lplb_status status = LPLB_CALLOC(g->counts, 4 * (int64_t)g->base.size);
+    if (status != LPLB_OK) {
+        lplb__free(g);
+        return status;
+    }
+    g->starts = g->counts + g->base.size;
+    g->counts2 = g->starts + g->base.size;
+    g->starts2 = g->counts2 + g->base.size;
+    *out = &g->base;
+    return LPLB_OK;
+}
+
+lplb_status lplb__group_mpi_world(int *argc, char ***argv, lplb__group **out) {
+    int running;
+    MPI_Comm world;
+    MPI_Initialized(&running);
+    if (!running) {
+        LPLB_TRY(check(MPI_Init(argc, argv), "MPI_Init"));
+        started_here = true;
+    }
+    LPLB_TRY(check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup"));
+    return make_group(world, out);
+}
+
+void lplb__group_mpi_finish(void) {
+    int finished;
+    MPI_Finalized(&finished);
+    if (started_here && !finished) MPI_Finalize();
+}
+
+void lplb__group_mpi_abort(int code) {
+    MPI_Abort(MPI_COMM_WORLD, code);
+    abort();
+}
