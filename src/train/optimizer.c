@@ -1,0 +1,275 @@
+#include "train/optimizer.h"
+
+#include <string.h>
+
+enum { BUCKET_ITEMS = 1 << 20 };
+
+void optimizer_config_default(optimizer_config *c) {
+    *c = (optimizer_config){.rate = 1e-3,
+                            .min_rate = 1e-4,
+                            .beta1 = 0.9,
+                            .beta2 = 0.95,
+                            .eps = 1e-8,
+                            .weight_decay = 0.1,
+                            .clip = 1,
+                            .warmup_steps = 20,
+                            .steps = 300,
+                            .decay_steps = 60};
+}
+
+lplb_status optimizer_config_check(const optimizer_config *c) {
+    if (!(c->rate > 0) || !(c->min_rate >= 0) || c->min_rate > c->rate)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "learning rate %g, at the end %g: both positive, the second "
+                         "not larger",
+                         c->rate, c->min_rate);
+    if (!(c->beta1 >= 0 && c->beta1 < 1) || !(c->beta2 >= 0 && c->beta2 < 1) || !(c->eps > 0))
+        return LPLB_FAIL(LPLB_INVALID, "beta1 %g and beta2 %g must be in [0, 1), eps %g above 0",
+                         c->beta1, c->beta2, c->eps);
+    if (!(c->weight_decay >= 0) || !(c->clip >= 0))
+        return LPLB_FAIL(LPLB_INVALID, "weight_decay %g and clip %g cannot be negative",
+                         c->weight_decay, c->clip);
+    if (c->steps < 1 || c->warmup_steps < 0 || c->warmup_steps > c->steps || c->decay_steps < 0 ||
+        c->decay_steps > c->steps)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "%lld steps with %lld of warm-up and %lld of decay do not "
+                         "fit together",
+                         (long long)c->steps, (long long)c->warmup_steps,
+                         (long long)c->decay_steps);
+    return LPLB_OK;
+}
+
+double learning_rate(const optimizer_config *c, int64_t step) {
+    if (step < c->warmup_steps) return c->rate * (double)(step + 1) / (double)c->warmup_steps;
+    double span = c->rate - c->min_rate;
+    if (c->schedule == SCHEDULE_COSINE) {
+        double left = (double)(c->steps - c->warmup_steps);
+        double done = left > 0 ? (double)(step - c->warmup_steps) / left : 1;
+        if (done > 1) done = 1;
+        return c->min_rate + span * 0.5 * (1 + cos(3.14159265358979323846 * done));
+    }
+    int64_t into = step - (c->steps - c->decay_steps);
+    if (into <= 0 || c->decay_steps == 0) return c->rate;
+    double done = (double)into / (double)c->decay_steps;
+    return c->rate - span * (done > 1 ? 1 : done);
+}
+
+static int64_t expert_total(const model *m) {
+    return (int64_t)m->layout.moe_layers * m->experts->local_slots * m->experts->expert_items;
+}
+
+lplb_status optimizer_create(const optimizer_config *config, const model *m, optimizer **out) {
+    *out = NULL;
+    LPLB_TRY(optimizer_config_check(config));
+    optimizer *o;
+    LPLB_TRY(LPLB_CALLOC(o, 1));
+    o->config = *config;
+    o->bucket_items = BUCKET_ITEMS;
+    int64_t buckets = m->layout.items / BUCKET_ITEMS + 1;
+    lplb_status status = LPLB_CALLOC(o->m1, m->layout.items);
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->m2, m->layout.items);
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->expert_m1, expert_total(m));
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->expert_m2, expert_total(m));
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->send_rows, m->group->size);
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->recv_rows, m->group->size);
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->cursor, m->group->size);
+    if (status == LPLB_OK) status = LPLB_CALLOC(o->request, buckets);
+    if (status != LPLB_OK) {
+        optimizer_destroy(o);
+        return status;
+    }
+    *out = o;
+    return LPLB_OK;
+}
+
+void optimizer_destroy(optimizer *o) {
+    if (!o) return;
+    void *blocks[] = {o->m1,        o->m2,        o->expert_m1, o->expert_m2,
+                      o->send_rows, o->recv_rows, o->cursor,    o->request};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) lplb__free(blocks[i]);
+    buffer_free(&o->send);
+    buffer_free(&o->recv);
+    lplb__free(o);
+}
+
+/* ---- sums over copies ---- */
+
+static int32_t rank_of_slot(const lplb_placement *p, int32_t slot) {
+    int32_t r = 0;
+    while (slot >= p->rank_offset[r + 1]) r++;
+    return r;
+}
+
+/* Visits every slot that holds a further copy of an expert, by (layer, expert, slot): the order in
+ * which rows travel, known to all ranks. */
+typedef struct copy_walk {
+    const lplb_placement *placement;
+    int32_t layer, expert, slot; /* the copy */
+    int32_t first;               /* the expert's lowest slot */
+} copy_walk;
+
+static bool next_copy(copy_walk *w) {
+    const lplb_placement *p = w->placement;
+    for (; w->layer < p->layers; w->layer++, w->expert = 0) {
+        const int32_t *expert_of = p->physical_to_logical + (int64_t)w->layer * p->slots;
+        for (; w->expert < p->experts; w->expert++, w->slot = w->first = -1)
+            while (++w->slot < p->slots) {
+                if (expert_of[w->slot] != w->expert) continue;
+                if (w->first >= 0) return true;
+                w->first = w->slot;
+            }
+        w->slot = w->first = -1;
+    }
+    return false;
+}
+
+static copy_walk start_walk(const lplb_placement *placement) {
+    return (copy_walk){.placement = placement, .slot = -1, .first = -1};
+}
+
+static real *local_gradient(const experts *x, int32_t layer, int32_t slot) {
+    return x->gradient + ((int64_t)layer * x->local_slots + slot - x->first_slot) * x->expert_items;
+}
+
+/* Row starts of each peer in a buffer laid out by peer. */
+static void set_cursors(optimizer *o, const int64_t *rows, int ranks) {
+    int64_t row = 0;
+    for (int r = 0; r < ranks; r++) {
+        o->cursor[r] = row;
+        row += rows[r];
+    }
+}
+
+static void count_rows(optimizer *o, const experts *x, int me) {
+    memset(o->send_rows, 0, sizeof(int64_t) * (size_t)x->group->size);
+    memset(o->recv_rows, 0, sizeof(int64_t) * (size_t)x->group->size);
+    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
+        int32_t owner = rank_of_slot(x->placement, w.first);
+        int32_t holder = rank_of_slot(x->placement, w.slot);
+        if (holder == me) o->send_rows[owner]++;
+        if (owner == me) o->recv_rows[holder]++;
+    }
+}
+
+/* Rows of my copies, laid out by their owner: packed from or unpacked to the gradients. */
+static void move_copies(optimizer *o, const experts *x, int me, bool pack) {
+    size_t bytes = sizeof(real) * (size_t)x->expert_items;
+    set_cursors(o, o->send_rows, x->group->size);
+    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
+        if (rank_of_slot(x->placement, w.slot) != me) continue;
+        real *row =
+            o->send.data + o->cursor[rank_of_slot(x->placement, w.first)]++ * x->expert_items;
+        real *gradient = local_gradient(x, w.layer, w.slot);
+        if (pack) memcpy(row, gradient, bytes);
+        else memcpy(gradient, row, bytes);
+    }
+}
+
+/* The owner of an expert (host of its lowest slot) adds the copies' gradients to its own in slot
+ * order; the second pass writes the sum over the rows that go back. */
+static void sum_at_owner(optimizer *o, const experts *x, int me, bool second_pass) {
+    set_cursors(o, o->recv_rows, x->group->size);
+    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
+        if (rank_of_slot(x->placement, w.first) != me) continue;
+        real *row =
+            o->recv.data + o->cursor[rank_of_slot(x->placement, w.slot)]++ * x->expert_items;
+        real *sum = local_gradient(x, w.layer, w.first);
+        if (second_pass) memcpy(row, sum, sizeof(real) * (size_t)x->expert_items);
+        else
+            for (int64_t i = 0; i < x->expert_items; i++) sum[i] += row[i];
+    }
+}
+
+static lplb_status sum_copies(optimizer *o, model *m) {
+    experts *x = m->experts;
+    int me = x->group->rank;
+    int64_t sent = 0, received = 0, row_bytes = x->expert_items * (int64_t)sizeof(real);
+    count_rows(o, x, me);
+    for (int r = 0; r < x->group->size; r++) {
+        sent += o->send_rows[r];
+        received += o->recv_rows[r];
+    }
+    LPLB_TRY(buffer_need(&o->send, sent * x->expert_items));
+    LPLB_TRY(buffer_need(&o->recv, received * x->expert_items));
+    move_copies(o, x, me, true);
+    LPLB_TRY(x->group->table->all_to_all_rows(x->group, o->send.data, o->send_rows, o->recv.data,
+                                              o->recv_rows, row_bytes));
+    sum_at_owner(o, x, me, false);
+    sum_at_owner(o, x, me, true);
+    LPLB_TRY(x->group->table->all_to_all_rows(x->group, o->recv.data, o->recv_rows, o->send.data,
+                                              o->send_rows, row_bytes));
+    move_copies(o, x, me, false);
+    return LPLB_OK;
+}
+
+static const lplb__element real_element = sizeof(real) == 8 ? ELEMENT_DOUBLE : ELEMENT_FLOAT;
+
+lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g) {
+    int64_t buckets = 0;
+    for (int64_t at = 0; at < m->layout.items; at += o->bucket_items) {
+        int64_t n = m->layout.items - at < o->bucket_items ? m->layout.items - at : o->bucket_items;
+        LPLB_TRY(g->world->table->start_all_reduce_sum(g->world, m->grad + at, n, real_element,
+                                                       &o->request[buckets++]));
+    }
+    LPLB_TRY(sum_copies(o, m)); /* while the buckets travel */
+    LPLB_TRY(g->replica->table->all_reduce_sum(g->replica, m->experts->gradient, expert_total(m),
+                                               real_element));
+    for (int64_t i = 0; i < buckets; i++) LPLB_TRY(g->world->table->wait(g->world, o->request[i]));
+    return LPLB_OK;
+}
+
+/* ---- norm and step ---- */
+
+lplb_status optimizer_norm(const optimizer *o, const model *m, const grid *g, double *norm) {
+    (void)o;
+    const experts *x = m->experts;
+    double sum = 0, expert_sum = 0;
+    for (int64_t i = 0; i < m->layout.items; i++) sum += (double)m->grad[i] * (double)m->grad[i];
+    for (int32_t l = 0; l < m->layout.moe_layers; l++) {
+        const int32_t *expert_of =
+            x->placement->physical_to_logical + (int64_t)l * x->placement->slots;
+        for (int32_t s = x->first_slot; s < x->first_slot + x->local_slots; s++) {
+            bool lowest = expert_of[s] >= 0;
+            for (int32_t p = 0; p < s && lowest; p++) lowest = expert_of[p] != expert_of[s];
+            if (!lowest) continue;
+            const real *gradient = local_gradient(x, l, s);
+            for (int64_t i = 0; i < x->expert_items; i++)
+                expert_sum += (double)gradient[i] * (double)gradient[i];
+        }
+    }
+    LPLB_TRY(g->expert->table->all_reduce_sum(g->expert, &expert_sum, 1, ELEMENT_DOUBLE));
+    *norm = sqrt(sum + expert_sum);
+    return LPLB_OK;
+}
+
+typedef struct adam {
+    double rate, scale, correct1, correct2;
+} adam;
+
+static void adam_update(const optimizer_config *c, const adam *a, bool decay, real *w,
+                        const real *gradient, real *m1, real *m2, int64_t n) {
+    real b1 = (real)c->beta1, b2 = (real)c->beta2, eps = (real)c->eps, scale = (real)a->scale;
+    real shrink = (real)(decay ? 1 - a->rate * c->weight_decay : 1);
+    real rate = (real)(a->rate * a->correct1), correct2 = (real)a->correct2;
+    for (int64_t i = 0; i < n; i++) {
+        real g = gradient[i] * scale;
+        m1[i] = b1 * m1[i] + (1 - b1) * g;
+        m2[i] = b2 * m2[i] + (1 - b2) * g * g;
+        w[i] = w[i] * shrink - rate * m1[i] / (real_sqrt(m2[i] * correct2) + eps);
+    }
+}
+
+void optimizer_step(optimizer *o, model *m, int64_t step, double scale) {
+    const optimizer_config *c = &o->config;
+    adam a = {.rate = learning_rate(c, step),
+              .scale = scale,
+              .correct1 = 1 / (1 - pow(c->beta1, (double)step + 1)),
+              .correct2 = 1 / (1 - pow(c->beta2, (double)step + 1))};
+    for (int32_t i = 0; i < m->layout.n_params; i++) {
+        const param *p = &m->layout.param[i];
+        adam_update(c, &a, p->decay, m->param + p->offset, m->grad + p->offset, o->m1 + p->offset,
+                    o->m2 + p->offset, p->rows * p->cols);
+    }
+    adam_update(c, &a, true, m->experts->weight, m->experts->gradient, o->expert_m1, o->expert_m2,
+                expert_total(m));
+}
