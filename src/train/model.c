@@ -82,6 +82,7 @@ lplb_status model_create(const model_config *config, const model_options *option
     m->config = *config;
     m->ops = ops_cpu();
     m->group = group;
+    m->world = options->world ? options->world : group;
     m->max_batch = options->max_batch;
     lplb_status status;
     LPLB_TRY_GOTO(status, param_layout_create(&m->config, &m->layout), failed);
@@ -205,8 +206,8 @@ static lplb_status balance_slopes(model *m, int32_t moe, const batch *b, const r
         m->scope_count[i / c->topk / scope * E + r->choice[i]]++;
     if (c->aux == AUX_GLOBAL) {
         int64_t all = tokens;
-        LPLB_TRY(m->group->table->all_reduce_sum(m->group, m->scope_count, E, ELEMENT_INT64));
-        LPLB_TRY(m->group->table->all_reduce_sum(m->group, &all, 1, ELEMENT_INT64));
+        LPLB_TRY(m->world->table->all_reduce_sum(m->world, m->scope_count, E, ELEMENT_INT64));
+        LPLB_TRY(m->world->table->all_reduce_sum(m->world, &all, 1, ELEMENT_INT64));
         tokens = all;
     }
     real *slope = m->slope + moe * m->max_batch * E;

@@ -39,6 +39,7 @@ typedef struct model {
     param_layout layout;
     const ops *ops;
     lplb__group *group; /* expert-parallel ranks */
+    lplb__group *world; /* all ranks: whom the global balance loss counts */
     experts *experts;
     real *param, *grad;  /* [layout.items] */
     real *bias;          /* [moe_layers][E] of the selection; not trained by gradients */

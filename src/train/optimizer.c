@@ -220,8 +220,7 @@ lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g) {
 
 /* ---- norm and step ---- */
 
-lplb_status optimizer_norm(const optimizer *o, const model *m, const grid *g, double *norm) {
-    (void)o;
+lplb_status optimizer_norm(const model *m, const grid *g, double *norm) {
     const experts *x = m->experts;
     double sum = 0, expert_sum = 0;
     for (int64_t i = 0; i < m->layout.items; i++) sum += (double)m->grad[i] * (double)m->grad[i];

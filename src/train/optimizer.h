@@ -42,7 +42,7 @@ void optimizer_destroy(optimizer *o);
  * order, so that copies stay identical to the bit) and over the replicas. */
 lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g);
 /* Norm of the whole gradient, every logical expert once; the same on all ranks. */
-lplb_status optimizer_norm(const optimizer *o, const model *m, const grid *g, double *norm);
+lplb_status optimizer_norm(const model *m, const grid *g, double *norm);
 /* One AdamW step with gradients scaled by `scale` (clipping). step is 0-based. */
 void optimizer_step(optimizer *o, model *m, int64_t step, double scale);
 

@@ -1,0 +1,55 @@
+/* Training: batches, steps, evaluation, on a grid of ranks. */
+#ifndef LPLB_TRAIN_TRAINER_H
+#define LPLB_TRAIN_TRAINER_H
+
+#include "train/corpus.h"
+#include "train/optimizer.h"
+
+typedef struct trainer_config {
+    model_config model;
+    optimizer_config optimizer;
+    int64_t global_batch; /* sequences of a step, over all ranks */
+    int64_t micro_batch;  /* sequences of one rank at a time */
+    int32_t expert_ranks; /* expert-parallel ranks; 0 = all */
+    int32_t redundant;    /* expert slots a rank beyond E / expert_ranks */
+    lplb_solver solver;
+    bool locality;
+    uint64_t seed;
+} trainer_config;
+
+/* What one step did; the same on all ranks. */
+typedef struct step_report {
+    int64_t step;
+    double loss;       /* cross-entropy per counted token, nats */
+    double balance, z; /* auxiliary losses per token, coefficients included */
+    double grad_norm, rate;
+    int64_t tokens, dropped;
+    double seconds;                           /* of this rank */
+    double imbalance_before, imbalance_after; /* mean over layers of max/mean rank load: contiguous
+                                                 placement, and as planned */
+    double plan_us;                           /* mean of a layer's plan */
+    double expert_cpu_max, expert_cpu_mean;   /* seconds in experts: over the ranks */
+} step_report;
+
+typedef struct trainer {
+    trainer_config config;
+    grid grid;
+    model *model;
+    optimizer *optimizer;
+    sampler sampler;
+    int64_t step;                    /* steps done */
+    int32_t *token, *target, *first; /* [local sequences][T] */
+    int64_t local_sequences;
+} trainer;
+
+void trainer_config_default(trainer_config *config);
+/* Every rank calls with its own view of the same corpus. world stays the caller's. */
+lplb_status trainer_create(const trainer_config *config, lplb__group *world, const corpus *text,
+                           trainer **out);
+void trainer_destroy(trainer *t);
+/* One step. LPLB_CHECK_FAILED when the loss is not finite; nothing was updated then. */
+lplb_status trainer_step(trainer *t, step_report *report);
+/* Mean loss per counted token over the first `sequences` windows of a held-out text. */
+lplb_status trainer_evaluate(trainer *t, const corpus *text, int64_t sequences, double *loss);
+
+#endif
