@@ -62,7 +62,8 @@ typedef struct model_options {
     int32_t redundant; /* expert slots a rank beyond E / ranks */
     lplb_solver solver;
     bool locality;
-    uint64_t seed; /* of the initial weights, which do not depend on the number of ranks */
+    lplb__group *world; /* NULL = the expert-parallel ranks are all */
+    uint64_t seed;      /* of the initial weights, which do not depend on the number of ranks */
 } model_options;
 
 lplb_status model_create(const model_config *config, const model_options *options,
