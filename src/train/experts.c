@@ -61,7 +61,7 @@ static lplb_status allocate(experts *x, int32_t moe_layers, int32_t slots) {
     return LPLB_OK;
 }
 
-lplb_status experts_create(const model_config *config, const ops *ops, lplb__group *group,
+lplb_status experts_create(const model_config *config, const ops *table, lplb__group *group,
                            int32_t moe_layers, int64_t expert_items, int32_t redundant,
                            lplb_solver solver, bool locality, experts **out) {
     int64_t slots = config->experts + (int64_t)group->size * redundant;
@@ -73,7 +73,7 @@ lplb_status experts_create(const model_config *config, const ops *ops, lplb__gro
     experts *x;
     LPLB_TRY(LPLB_CALLOC(x, 1));
     x->config = config;
-    x->ops = ops;
+    x->ops = table;
     x->group = group;
     x->solver = solver;
     x->locality = locality;

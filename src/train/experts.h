@@ -52,7 +52,7 @@ typedef struct expert_tape {
     buffer output;                  /* [copies][D] in send order, back from the experts */
 } expert_tape;
 
-lplb_status experts_create(const model_config *config, const ops *ops, lplb__group *group,
+lplb_status experts_create(const model_config *config, const ops *table, lplb__group *group,
                            int32_t moe_layers, int64_t expert_items, int32_t redundant,
                            lplb_solver solver, bool locality, experts **out);
 void experts_destroy(experts *x);

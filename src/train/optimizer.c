@@ -29,13 +29,11 @@ lplb_status optimizer_config_check(const optimizer_config *c) {
     if (!(c->weight_decay >= 0) || !(c->clip >= 0))
         return LPLB_FAIL(LPLB_INVALID, "weight_decay %g and clip %g cannot be negative",
                          c->weight_decay, c->clip);
-    if (c->steps < 1 || c->warmup_steps < 0 || c->warmup_steps > c->steps || c->decay_steps < 0 ||
-        c->decay_steps > c->steps)
+    int64_t decay = c->schedule == SCHEDULE_WSD ? c->decay_steps : 0;
+    if (c->steps < 1 || c->warmup_steps < 0 || decay < 0 || c->warmup_steps > c->steps - decay)
         return LPLB_FAIL(LPLB_INVALID,
-                         "%lld steps with %lld of warm-up and %lld of decay do not "
-                         "fit together",
-                         (long long)c->steps, (long long)c->warmup_steps,
-                         (long long)c->decay_steps);
+                         "%lld steps with %lld of warm-up and %lld of decay do not fit together",
+                         (long long)c->steps, (long long)c->warmup_steps, (long long)decay);
     return LPLB_OK;
 }
 

@@ -1,0 +1,20 @@
+# The trainer: lplb-train (float) and lplb-train-f64 (double, for exactness), programs of their own
+# because only they need MPI and a BLAS; `lplb train` starts them. Left out, with a word why, where
+# either is missing.
+pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)
+find_package(MPI COMPONENTS C)
+if(NOT OPENBLAS_FOUND OR NOT MPI_C_FOUND)
+  message(STATUS "lplb: no trainer (needs OpenBLAS: ${OPENBLAS_FOUND}, MPI: ${MPI_C_FOUND})")
+  return()
+endif()
+set(LPLB_HAVE_TRAIN ON)
+
+file(GLOB LPLB_TRAIN_SOURCES CONFIGURE_DEPENDS src/train/*.c src/comm/mpi/*.c)
+list(REMOVE_ITEM LPLB_TRAIN_SOURCES ${CMAKE_CURRENT_SOURCE_DIR}/src/train/main.c)
+foreach(kind f32 f64)
+  add_library(lplb_train_${kind} STATIC ${LPLB_TRAIN_SOURCES})
+  target_link_libraries(lplb_train_${kind} PUBLIC lplb_internal PkgConfig::OPENBLAS MPI::MPI_C)
+  if(kind STREQUAL f64)
+    target_compile_definitions(lplb_train_${kind} PUBLIC LPLB_TRAIN_F64)
+  endif()
+endforeach()
