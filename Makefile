@@ -15,7 +15,7 @@ CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 all: build
 
 deps:
-	@$(DEPS) build test
+	@$(DEPS) build test train
 
 $(BUILD)/build.ninja:
 	@$(DEPS) build

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what a group of commands needs, only what is missing; says nothing when nothing is.
-#   scripts/install_deps.sh build [test] [bench] [lint] [fuzz]
+#   scripts/install_deps.sh build [test] [train] [bench] [lint] [fuzz]
 # What counts is whether the tool or library is there, not the package: on other systems than
 # Debian and Ubuntu install it by the system's own means and this script is content.
 set -eu
@@ -30,6 +30,11 @@ for group in "${@:-build}"; do
         need libcmocka-dev have_library cmocka
         ;;
     test) need python3 have_tool python3 ;;
+    train)
+        need libopenblas-dev have_library openblas
+        need libopenmpi-dev have_tool mpicc
+        need openmpi-bin have_tool mpirun
+        ;;
     bench) need coinor-libclp-dev have_library clp ;;
     lint)
         need clang-tidy have_tool clang-tidy
@@ -37,7 +42,7 @@ for group in "${@:-build}"; do
         ;;
     fuzz) need clang have_tool clang ;;
     *)
-        echo "install_deps.sh: no group '$group' (build, test, bench, lint, fuzz)" >&2
+        echo "install_deps.sh: no group '$group' (build, test, train, bench, lint, fuzz)" >&2
         exit 2
         ;;
     esac
