@@ -54,26 +54,26 @@ static void check_around(const lplb_plan *plan, double optimum, double room, con
                  (unsigned long long)seed, plan->bound, optimum, fractional, plan->objective);
 }
 
+/* Down to 1e-12 it must converge: the elimination without subtraction and the refined differences
+ * of prices are there for that. */
 static void test_converged_on_random(void **state) {
     (void)state;
-    enum { PROBLEMS = 800 };
-    int open = 0;
-    for (uint64_t seed = 0; seed < PROBLEMS; seed++) {
+    for (uint64_t seed = 0; seed < 800; seed++) {
         plan_instance p;
         instance_random(seed, seed % 2 ? INT64_C(1) << 40 : 10000, &p);
         lplb_plan_input input = {p.tokens, p.fixed, NULL};
         oracle_bound truth;
         oracle_subsets(&p.hosts, p.speed, &input, &truth);
         double optimum = (double)truth.fractional.numerator / (double)truth.fractional.denominator;
-        lplb_plan plan = solve(&p, LPLB_SOLVER_IPM, (lplb_ipm_options){0}, "random", seed);
-        if (optimum > 0) check_around(&plan, optimum, rounding_room(&p), "random", seed);
-        if (plan.outcome == LPLB_OUTCOME_FEASIBLE) assert_true(plan.ipm_gap <= 1.001e-9);
-        else assert_int_equal(plan.outcome, LPLB_OUTCOME_NOT_CONVERGED);
-        assert_true(plan.ipm_gap <= 1e-6);
-        open += plan.outcome == LPLB_OUTCOME_NOT_CONVERGED;
+        double room = rounding_room(&p), tolerance = seed % 3 ? 1e-9 : 1e-12;
+        lplb_plan plan =
+            solve(&p, LPLB_SOLVER_IPM, (lplb_ipm_options){.tolerance = tolerance}, "random", seed);
+        if (optimum > 0) check_around(&plan, optimum, room, "random", seed);
+        if (plan.outcome != LPLB_OUTCOME_FEASIBLE || plan.ipm_gap > tolerance * 1.01 + 1e-15)
+            fail_msg("seed %llu: outcome %d, gap %g", (unsigned long long)seed, (int)plan.outcome,
+                     plan.ipm_gap);
         instance_destroy(&p);
     }
-    if (open > PROBLEMS / 50) fail_msg("%d of %d did not converge", open, PROBLEMS);
 }
 
 static void test_shapes(void **state) {

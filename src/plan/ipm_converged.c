@@ -110,23 +110,22 @@ static void find_prices(lplb__ipm *ipm, const ipm_part *part) {
     solve_network(ipm, n, right, ipm->correction);
 }
 
-/* Scales the prices to multipliers for the present M; fills change with the scaled directions of
- * the shares and returns the largest of all directions. *rate is that of M. */
+/* The multipliers for the present M are the prices times a factor, which is applied to differences
+ * and never to the prices themselves: rounding would drown the differences. Fills change with the
+ * scaled directions of the shares; returns the largest of all directions. *rate is that of M. */
 static double find_directions(lplb__ipm *ipm, const ipm_part *part, double m, double *rate) {
-    double *price = ipm->price + part->rank0, sum = 0;
+    const double *price = ipm->price + part->rank0;
+    double sum = 0;
     for (int32_t r = 0; r < part->ranks; r++) sum += price[r] * ipm->speed[part->rank0 + r];
     double factor = m * m / (1 + m * m * sum), most;
     *rate = m / (1 + m * m * sum);
     most = *rate;
-    for (int32_t r = 0; r < part->ranks; r++) {
-        price[r] *= factor;
-        ipm->correction[r] *= factor;
-        most = fmax(most, ipm->slack[part->rank0 + r] * price[r]);
-    }
+    for (int32_t r = 0; r < part->ranks; r++)
+        most = fmax(most, ipm->slack[part->rank0 + r] * price[r] * factor);
     for (int32_t k = part->expert0; k < part->expert0 + part->experts; k++) {
         price_differences(ipm, part, k, ipm->correction);
         for (int64_t c = ipm->column[k]; c < ipm->column[k + 1]; c++) {
-            ipm->change[c] *= ipm->share[c] * ipm->tokens[k];
+            ipm->change[c] *= ipm->share[c] * ipm->tokens[k] * factor;
             most = fmax(most, ipm->change[c]);
         }
     }
