@@ -24,7 +24,7 @@ LAYER = {"base": 0, "io": 1, "comm": 1, "plan": 2, "dispatch": 2, "cuda": 2, "pl
 PURE = {"base", "plan", "dispatch", "cuda"}
 # The layer that implements a public header.
 PUBLIC = {"status": "base", "export": "base", "plan": "plan", "dispatch": "dispatch",
-          "placement": "placement", "trace": "io", "comm": "comm", "replay": "replay",
+          "placement": "placement", "trace": "io", "gen": "io", "comm": "comm", "replay": "replay",
           "lplb": "replay", "tracker": "runtime"}
 # These structs are what files hold and results are made of, so they may be named below the code
 # that implements them; the calls are still for the layers above only.

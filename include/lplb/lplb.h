@@ -4,6 +4,7 @@
 
 #include <lplb/comm.h>
 #include <lplb/dispatch.h>
+#include <lplb/gen.h>
 #include <lplb/placement.h>
 #include <lplb/plan.h>
 #include <lplb/replay.h>
