@@ -20,6 +20,8 @@ typedef struct command {
 #define LPLB_COMMANDS(X)                                                                           \
     X(explain, "what limits one batch, and which copy would help")                                 \
     X(plan, "split one batch's tokens over expert copies, optimally")                             \
+    X(convert, "turn traces and placements of the engines into each other's formats")             \
+    X(gen, "write a synthetic routing trace")                                                     \
     X(bench, "time the solvers, EPLB and the dispatch on this machine")                            \
     X(doctor, "what this machine offers, and whether the planner works on it")
 /* clang-format on */
