@@ -18,6 +18,7 @@ typedef struct command {
 /* In the order of `lplb --help`; cmake/install.cmake reads these lines for the man pages. */
 /* clang-format off */
 #define LPLB_COMMANDS(X)                                                                           \
+    X(replay, "drive a recorded trace through policies and compare them")                          \
     X(explain, "what limits one batch, and which copy would help")                                 \
     X(plan, "split one batch's tokens over expert copies, optimally")                             \
     X(convert, "turn traces and placements of the engines into each other's formats")             \

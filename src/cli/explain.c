@@ -147,22 +147,16 @@ static void print_loads(const explanation *x) {
            x->speed ? "; bars are tokens / speed" : "");
 }
 
-static void print_bottleneck(const explanation *x) {
-    if (x->tokens == 0) {
-        printf("There are no tokens.\n");
-        return;
-    }
-    if (!x->limited) {
-        printf("Nothing limits this batch: the placement allows perfectly even ranks.\n");
-        return;
-    }
+static void print_limit(const explanation *x) {
     int32_t n = 0, *ranks = cli_need((size_t)x->ranks, sizeof *ranks);
     int64_t inside = 0;
     for (int32_t r = 0; r < x->ranks; r++)
         if (x->in_bottleneck[r]) ranks[n++] = r;
     for (int32_t i = 0; i < x->n_experts; i++) inside += x->expert_tokens[i];
-    print_list("Rank", "Ranks", ranks, n, 16);
-    printf(" cannot go below %.1f tokens%s, %.3f times the mean:\n", x->lower_bound,
+    printf("The bottleneck is ");
+    print_ranks(ranks, n, x->ranks);
+    free(ranks);
+    printf(": %.1f tokens%s at least, %.3f times the mean, as\n", x->lower_bound,
            x->speed ? " per unit of speed"
            : n > 1  ? " each"
                     : "",
@@ -172,15 +166,23 @@ static void print_bottleneck(const explanation *x) {
         printf("%s%d (%s)", i ? ", " : "", x->expert[i], cli_thousands(x->expert_tokens[i]));
     if (x->n_experts > 8) printf(" and %d more", x->n_experts - 8);
     printf(".\n");
-    double lost = imbalance(x, x->after) - x->lower_bound / x->mean;
-    if (lost > 0.01)
-        printf("The split of %s loses another %.3f; the exact one reaches the limit.\n",
-               x->after_name, lost);
     if (x->has_copy)
         printf("One more copy of expert %d on rank %d would move the limit from %.3f to %.3f.\n",
                x->copy_expert, x->copy_rank, x->copy_before, x->copy_after);
     else printf("No single further copy would move the limit.\n");
-    free(ranks);
+}
+
+static void print_verdict(const explanation *x) {
+    if (x->tokens == 0) {
+        printf("There are no tokens.\n");
+        return;
+    }
+    if (x->limited) print_limit(x);
+    else printf("The placement does not limit this batch: it allows perfectly even ranks.\n");
+    double lost = imbalance(x, x->after) - x->lower_bound / x->mean;
+    if (lost > 0.01)
+        printf("The split of %s is %.3f above the limit; the exact one reaches it.\n",
+               x->after_name, lost);
 }
 
 static void print_trace(const explanation *x, const lplb_analysis *a, const lplb_replay_result *r) {
@@ -194,9 +196,9 @@ static void print_trace(const explanation *x, const lplb_analysis *a, const lplb
         const lplb_bottleneck *s = &a->set[i];
         printf("  %5d  %7s  %5.1f%%  ", r->first_layer + s->layer, cli_thousands(s->pairs),
                100 * s->excess);
-        print_list("rank", "ranks", s->rank, s->n_ranks, 8);
+        print_ranks(s->rank, s->n_ranks, r->ranks);
         printf("; ");
-        print_list("expert", "experts", s->expert, s->n_experts, 5);
+        print_experts(s->expert, s->n_experts, 5);
         printf("\n");
     }
     if (a->replicas) printf("\n  one more copy that would help\n  layer  expert  rank   limit\n");
@@ -215,7 +217,7 @@ int explanation_show(const char *name, const explanation *x, const lplb_analysis
                cli_thousands(x->first_batch), cli_thousands(x->last_batch));
     printf("%s tokens on %d ranks\n\n", cli_thousands(x->tokens), x->ranks);
     print_loads(x);
-    print_bottleneck(x);
+    print_verdict(x);
     if (analysis) print_trace(x, analysis, result);
     if (fflush(stdout) || ferror(stdout))
         return cli_fail(name, EXIT_FAILED, "cannot write to stdout");

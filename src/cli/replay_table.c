@@ -15,12 +15,30 @@ int32_t best_policy(const lplb_replay_result *r) {
     return best;
 }
 
-void print_list(const char *one, const char *many, const int32_t *list, int32_t n, int32_t most) {
+static void print_list(const char *one, const char *many, const int32_t *list, int32_t n,
+                       int32_t most) {
     printf("%s", n == 1 ? one : many);
     int32_t shown = n <= most ? n : most;
     for (int32_t i = 0; i < shown; i++)
         printf("%s%d", i == 0 ? " " : i == n - 1 ? " and " : ", ", list[i]);
     if (shown < n) printf(" and %d more", n - shown);
+}
+
+void print_experts(const int32_t *expert, int32_t n, int32_t most) {
+    print_list("expert", "experts", expert, n, most);
+}
+
+void print_ranks(const int32_t *rank, int32_t n, int32_t ranks) {
+    enum { SHOWN = 12 };
+    if (2 * n <= ranks || ranks - n > SHOWN) {
+        print_list("rank", "ranks", rank, n, SHOWN);
+        return;
+    }
+    int32_t others[SHOWN], count = 0;
+    for (int32_t r = 0, i = 0; r < ranks; r++)
+        if (i < n && rank[i] == r) i++;
+        else others[count++] = r;
+    print_list("all ranks but", "all ranks but", others, count, SHOWN);
 }
 
 static int64_t selections(const lplb_replay_result *r) {
@@ -70,8 +88,10 @@ static void print_policies(const lplb_replay_result *r, int width, int32_t best)
                p->policy, d->mean, d->p50, d->p99, d->max, 100 * (1 - p->balancedness));
         if (p->has_plan_time) printf("  %5.1f  %6.1f", p->plan_us_p50, p->plan_us_p99);
         else printf("  %5s  %6s", "-", "-");
-        printf("   %5.1f %%", total > 0 ? 100 * (double)p->moved_tokens / total : 0);
-        printf("  %6s\n", p->placement ? cli_thousands(p->moved_slots) : "-");
+        if (p->placement && total > 0)
+            printf("   %5.1f %%  %6s\n", 100 * (double)p->moved_tokens / total,
+                   cli_thousands(p->moved_slots));
+        else printf("   %7s  %6s\n", "-", "-");
     }
 }
 
@@ -92,24 +112,34 @@ static void print_predictions(const lplb_replay_result *r, int width) {
     }
 }
 
+/* The set whose excess adds up to the most over its batches. */
+static const lplb_bottleneck *worst_set(const lplb_analysis *a) {
+    const lplb_bottleneck *worst = &a->set[0];
+    for (int32_t i = 1; i < a->sets; i++)
+        if ((double)a->set[i].pairs * a->set[i].excess > (double)worst->pairs * worst->excess)
+            worst = &a->set[i];
+    return worst;
+}
+
 /* What still stands between the best policy and perfect balance. */
 static void print_limits(const lplb_replay_result *r, int32_t best) {
     lplb_analysis_config config = {
-        .struct_size = sizeof config, .layer = -1, .batch = -1, .max_sets = 1};
+        .struct_size = sizeof config, .layer = -1, .batch = -1, .max_sets = 1000};
     lplb_analysis *a;
     if (lplb_replay_analyze(r, best, &config, &a) != LPLB_OK) return;
     if (a->imbalance - a->bound > 0.01 && a->imbalance - a->bound > a->bound - 1)
         printf("Its split limits it: the same placement allows %.3f with +exact.\n", a->bound);
-    else if (a->sets == 0) printf("Nothing in the placement limits it.\n");
     if (a->sets > 0 && a->bound > 1.0005) {
-        const lplb_bottleneck *s = &a->set[0];
-        printf("Its placement allows no less than %.3f. Most often in the way: in layer %d, ",
-               a->bound, r->first_layer + s->layer);
-        print_list("rank", "ranks", s->rank, s->n_ranks, 8);
-        printf(",\nwhere ");
-        print_list("expert", "experts", s->expert, s->n_experts, 6);
-        printf(" %s only (%s of %s batches).\n", s->n_experts == 1 ? "lives" : "live",
-               cli_thousands(s->pairs), cli_thousands(r->measured));
+        const lplb_bottleneck *s = worst_set(a);
+        printf("Its placement allows no less than %.3f. Most in the way: in layer %d, ", a->bound,
+               r->first_layer + s->layer);
+        print_ranks(s->rank, s->n_ranks, r->ranks);
+        printf(",\nthe only home of ");
+        print_experts(s->expert, s->n_experts, 6);
+        printf(" (in %s of %s batches, by %.0f %%).\n", cli_thousands(s->pairs),
+               cli_thousands(r->measured), 100 * s->excess);
+    } else {
+        printf("Its placement allows perfectly even ranks.\n");
     }
     if (a->replicas > 0 && a->bound > 1.0005) {
         const lplb_next_replica *n = &a->replica[0];

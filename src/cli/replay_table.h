@@ -9,7 +9,9 @@ int32_t best_policy(const lplb_replay_result *result);
 
 void print_replay(const lplb_trace *trace, const lplb_replay_result *result);
 
-/* "ranks 5, 6 and 7": the list ends with "and N more" after most of them. */
-void print_list(const char *one, const char *many, const int32_t *list, int32_t n, int32_t most);
+/* "experts 5, 6 and 7"; after `most` of them "and N more". */
+void print_experts(const int32_t *expert, int32_t n, int32_t most);
+/* "ranks 5 and 7", or "all ranks but 3" when that is shorter. ascending */
+void print_ranks(const int32_t *rank, int32_t n, int32_t ranks);
 
 #endif
