@@ -28,7 +28,10 @@ demo: $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target lplb_cli
 	@scripts/demo.sh $(BUILD)/lplb
 
-test: deps build
+# Configured anew, for `deps` may have brought what an earlier build had to do without.
+test: deps
+	@$(CONFIGURE) -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
 	@$(CTEST) --test-dir $(BUILD)
 
 # Address and undefined-behaviour sanitizers, everything; fuzz targets replay their corpora.
