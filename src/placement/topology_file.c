@@ -3,8 +3,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "io/json.h"
-#include "placement/placement.h"
+#include "placement/topology_file.h"
 
 enum { MAX_R2O_BYTES = 1 << 30 }; /* in memory as a JSON tree; the text is far smaller */
 
@@ -42,16 +41,21 @@ done:
     return status;
 }
 
+lplb_status lplb__topology_parse(const lplb__input *input, lplb_topology **out) {
+    json_t *document;
+    *out = NULL;
+    LPLB_TRY(lplb__json_load(input, &document));
+    const json_t *rows = json_is_object(document) ? json_object_get(document, "r2o") : document;
+    lplb_status status = read_rows(input->name, rows, out);
+    json_decref(document);
+    return status;
+}
+
 static lplb_status read_file(const char *path, lplb_topology **out) {
     lplb__input input;
-    json_t *document;
     LPLB_TRY(lplb__input_open(path, MAX_R2O_BYTES, &input));
-    lplb_status status = lplb__json_load(&input, &document);
+    lplb_status status = lplb__topology_parse(&input, out);
     lplb__input_close(&input);
-    LPLB_TRY(status);
-    const json_t *rows = json_is_object(document) ? json_object_get(document, "r2o") : document;
-    status = read_rows(path, rows, out);
-    json_decref(document);
     return status;
 }
 

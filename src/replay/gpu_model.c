@@ -3,10 +3,10 @@
 #include <math.h>
 #include <string.h>
 
-#include "io/json.h"
 #include "replay/replay.h"
 
-enum { MAX_MODEL_BYTES = 1 << 20, MAX_POINTS = 65536 };
+/* Memory that reading a model may take, most of it the JSON tree. */
+enum { MAX_MODEL_BYTES = 128 << 20, MAX_POINTS = 65536 };
 
 typedef struct reader {
     const char *path;
@@ -100,19 +100,25 @@ static lplb_status read_model(const reader *r, lplb_gpu_model *model) {
     return read_links(r, model);
 }
 
-lplb_status lplb_gpu_model_read(const char *path, lplb_gpu_model **out) {
+lplb_status lplb__gpu_model_parse(const lplb__input *input, lplb_gpu_model **out) {
     *out = NULL;
-    lplb__input input;
     json_t *document = NULL;
     lplb_gpu_model *model = NULL;
-    LPLB_TRY(lplb__input_open(path, MAX_MODEL_BYTES, &input));
-    lplb_status status = lplb__json_load(&input, &document);
-    lplb__input_close(&input);
-    if (status == LPLB_OK) status = LPLB_CALLOC(model, 1);
-    if (status == LPLB_OK) status = read_model(&(reader){path, document}, model);
+    LPLB_TRY(lplb__json_load(input, &document));
+    lplb_status status = LPLB_CALLOC(model, 1);
+    if (status == LPLB_OK) status = read_model(&(reader){input->name, document}, model);
     json_decref(document);
     if (status == LPLB_OK) *out = model;
     else lplb_gpu_model_destroy(model);
+    return status;
+}
+
+lplb_status lplb_gpu_model_read(const char *path, lplb_gpu_model **out) {
+    lplb__input input;
+    *out = NULL;
+    LPLB_TRY(lplb__input_open(path, MAX_MODEL_BYTES, &input));
+    lplb_status status = lplb__gpu_model_parse(&input, out);
+    lplb__input_close(&input);
     return status;
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "base/threads.h"
+#include "io/json.h"
 
 /* ---- policy.c ---- */
 
@@ -98,6 +99,7 @@ struct lplb_gpu_model {
     double us_per_active_expert, us_per_layer, us_per_plan;
     double us_per_selection, us_per_selection_internode; /* dispatch and combine, off their rank */
 };
+lplb_status lplb__gpu_model_parse(const lplb__input *input, lplb_gpu_model **out);
 /* Tiles and active experts of every rank under a split. */
 void lplb__gpu_loads(const lplb_gpu_model *model, const lplb_hosts *hosts, const int64_t *split,
                      int64_t *tiled, int64_t *active);
