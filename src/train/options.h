@@ -1,0 +1,50 @@
+/* The options of a training run, declared once: configuration files, flags, --help and the dump of
+ * a checkpoint all come from one table. */
+#ifndef LPLB_TRAIN_OPTIONS_H
+#define LPLB_TRAIN_OPTIONS_H
+
+#include <stdio.h>
+
+#include "train/trainer.h"
+
+typedef enum balance_mode { MODE_NONE, MODE_EPLB, MODE_LPLB, MODE_SEARCH } balance_mode;
+
+enum { PATH_BYTES = 512 };
+
+typedef struct run_options {
+    trainer_config trainer;
+    char text[PATH_BYTES];  /* see text.h */
+    double held_out;        /* fraction of the text kept for validation */
+    int64_t validate_every; /* steps, 0 = only at the end */
+    int64_t validate_sequences;
+    balance_mode mode;
+    char solver[64];
+    int64_t rebalance_every;     /* steps, 0 = never */
+    char checkpoint[PATH_BYTES]; /* folder, "" = none */
+    int64_t checkpoint_every;    /* steps, 0 = only at the end */
+    int32_t resume;              /* go on from the folder's latest checkpoint if there is one */
+    char record_routing[PATH_BYTES];
+    char generate[PATH_BYTES]; /* prompt */
+    int64_t generate_bytes;
+    double temperature;
+    char log[PATH_BYTES]; /* JSON lines, one a step */
+    int32_t json;         /* summary as JSON on stdout */
+} run_options;
+
+void run_options_default(run_options *o);
+
+/* Sets one option by its name ("layers" or "model.layers"); LPLB_INVALID names what is wrong. */
+lplb_status run_options_set(run_options *o, const char *name, const char *value);
+/* A YAML file of sections: "model:\n  layers: 4\n". LPLB_FORMAT with line and column. */
+lplb_status run_options_read(run_options *o, const char *path);
+/* Ranges and combinations; fills what follows from others. */
+lplb_status run_options_check(run_options *o);
+
+/* "  --layers N   ..." lines. */
+void run_options_help(FILE *out);
+/* True if the option of this name takes no value on the command line. */
+bool run_options_is_flag(const char *name);
+/* The YAML that run_options_read would take. */
+void run_options_write(const run_options *o, FILE *out);
+
+#endif
