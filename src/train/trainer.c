@@ -59,6 +59,8 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
     if (status == LPLB_OK) status = LPLB_CALLOC(t->token, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->target, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->first, tokens);
+    if (status == LPLB_OK)
+        status = LPLB_CALLOC(t->window, t->model->layout.moe_layers * config->model.experts);
     if (status != LPLB_OK) {
         trainer_destroy(t);
         return status;
@@ -77,6 +79,7 @@ void trainer_destroy(trainer *t) {
     lplb__free(t->token);
     lplb__free(t->target);
     lplb__free(t->first);
+    lplb__free(t->window);
     lplb__free(t);
 }
 
@@ -122,6 +125,7 @@ static lplb_status run_micro_batches(trainer *t, const batch *whole, losses *sum
         b.first = t->first + at;
         LPLB_TRY(model_forward(t->model, &b, &own));
         add_imbalance(t, report);
+        if (t->after_forward) LPLB_TRY(t->after_forward(t, &b, t->after_forward_user));
         LPLB_TRY(model_backward(t->model, &b));
         sum->cross_entropy += own.cross_entropy;
         sum->balance += own.balance;
@@ -158,14 +162,14 @@ static lplb_status finish_report(trainer *t, const batch *whole, const losses *s
     return status;
 }
 
-/* The selection bias follows the counts of the whole step over all ranks. */
-static lplb_status update_bias(trainer *t) {
+/* The choices of the whole step over all ranks: for the next placement, and for the selection bias.
+ */
+static lplb_status use_counts(trainer *t) {
     model *m = t->model;
-    int64_t E = m->config.experts;
-    if (m->config.bias_rate <= 0) return LPLB_OK;
-    LPLB_TRY(t->grid.world->table->all_reduce_sum(t->grid.world, m->step_count,
-                                                  m->layout.moe_layers * E, ELEMENT_INT64));
-    for (int32_t l = 0; l < m->layout.moe_layers; l++)
+    int64_t E = m->config.experts, n = m->layout.moe_layers * E;
+    LPLB_TRY(t->grid.world->table->all_reduce_sum(t->grid.world, m->step_count, n, ELEMENT_INT64));
+    for (int64_t i = 0; i < n; i++) t->window[i] += m->step_count[i];
+    for (int32_t l = 0; l < m->layout.moe_layers && m->config.bias_rate > 0; l++)
         route_update_bias(m->bias + l * E, m->step_count + l * E, m->config.experts,
                           m->config.bias_rate);
     return LPLB_OK;
@@ -193,7 +197,7 @@ lplb_status trainer_step(trainer *t, step_report *report) {
     if (clip > 0 && report->grad_norm > clip) scale = clip / report->grad_norm;
     report->rate = learning_rate(&t->config.optimizer, t->step);
     optimizer_step(t->optimizer, t->model, t->step, scale);
-    LPLB_TRY(update_bias(t));
+    LPLB_TRY(use_counts(t));
     t->step++;
     report->seconds = (double)(lplb__now_ns() - start) * 1e-9;
     return LPLB_OK;

@@ -40,6 +40,10 @@ typedef struct trainer {
     int64_t step;                    /* steps done */
     int32_t *token, *target, *first; /* [local sequences][T] */
     int64_t local_sequences;
+    int64_t *window; /* [moe_layers][E] choices over all ranks since the last placement */
+    /* Called after every forward of a micro-batch, if set: recording. */
+    lplb_status (*after_forward)(struct trainer *t, const batch *b, void *user);
+    void *after_forward_user;
 } trainer;
 
 void trainer_config_default(trainer_config *config);
