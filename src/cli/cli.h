@@ -23,6 +23,7 @@ typedef struct command {
     X(plan, "split one batch's tokens over expert copies, optimally")                             \
     X(convert, "turn traces and placements of the engines into each other's formats")             \
     X(gen, "write a synthetic routing trace")                                                     \
+    X(train, "train an MoE language model with the balancer in the loop")                          \
     X(bench, "time the solvers, EPLB and the dispatch on this machine")                            \
     X(doctor, "what this machine offers, and whether the planner works on it")
 /* clang-format on */

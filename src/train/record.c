@@ -46,9 +46,13 @@ lplb_status recorder_start(recorder *r, trainer *t, int64_t most_tokens) {
 static lplb_status write_trace(const recorder *r, const trainer *t, const char *path) {
     const model *m = t->model;
     int64_t T = m->config.context, sequences = r->tokens / T;
-    int64_t *start;
-    LPLB_TRY(LPLB_CALLOC(start, sequences + 1));
-    for (int64_t i = 0; i <= sequences; i++) start[i] = i * T;
+    int64_t *start = NULL;
+    int32_t *layer_id = NULL;
+    lplb_status status = LPLB_CALLOC(start, sequences + 1);
+    if (status == LPLB_OK) status = LPLB_CALLOC(layer_id, m->layout.moe_layers);
+    for (int64_t i = 0; i <= sequences && status == LPLB_OK; i++) start[i] = i * T;
+    for (int32_t l = 0; l < m->config.layers && status == LPLB_OK; l++)
+        if (m->layout.layer[l].moe >= 0) layer_id[m->layout.layer[l].moe] = l;
     lplb_trace trace = {.kind = LPLB_TRACE_TOPK,
                         .layers = m->layout.moe_layers,
                         .experts = m->config.experts,
@@ -56,9 +60,11 @@ static lplb_status write_trace(const recorder *r, const trainer *t, const char *
                         .tokens = r->tokens,
                         .topk_ids = r->ids,
                         .sequences = sequences,
-                        .sequence_start = start};
-    lplb_status status = lplb_trace_write(&trace, path);
+                        .sequence_start = start,
+                        .layer_id = layer_id};
+    if (status == LPLB_OK) status = lplb_trace_write(&trace, path);
     lplb__free(start);
+    lplb__free(layer_id);
     return status;
 }
 

@@ -1,0 +1,95 @@
+/* lplb train: finds lplb-train beside this program and starts it, on several ranks through mpirun.
+ * The trainer is a program of its own because only it needs MPI and a BLAS. */
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+
+enum { PATH_SIZE = 4096 };
+
+typedef struct launch {
+    int64_t ranks;
+    const char *precision;
+    char **rest; /* what goes on to the trainer, NULL-terminated */
+    int n_rest;
+} launch;
+
+/* Value of "--name V" or "--name=V" at argv[*i], NULL if argv[*i] is another option. */
+static const char *value_of(const char *option, char **argv, int argc, int *i) {
+    size_t n = strlen(option);
+    if (strncmp(argv[*i], option, n)) return NULL;
+    if (argv[*i][n] == '=') return argv[*i] + n + 1;
+    if (argv[*i][n] || *i + 1 >= argc) return NULL;
+    return argv[++*i];
+}
+
+static bool parse(int argc, char **argv, launch *l) {
+    *l = (launch){.ranks = 1, .precision = "f32"};
+    l->rest = cli_need((size_t)argc + 1, sizeof *l->rest);
+    for (int i = 1; i < argc; i++) {
+        const char *value;
+        if ((value = value_of("--ranks", argv, argc, &i))) {
+            if (!cli_parse_int(argv[0], "--ranks", value, 1, 4096, &l->ranks)) return false;
+        } else if ((value = value_of("--precision", argv, argc, &i))) {
+            if (strcmp(value, "f32") && strcmp(value, "f64"))
+                return cli_fail(argv[0], EXIT_USAGE, "--precision wants f32 or f64, not '%s'",
+                                value),
+                       false;
+            l->precision = value;
+        } else {
+            l->rest[l->n_rest++] = argv[i];
+        }
+    }
+    return true;
+}
+
+static bool find_trainer(const char *name, const char *precision, char *path) {
+    char self[PATH_SIZE];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0) return cli_fail(name, EXIT_FAILED, "/proc/self/exe: %s", strerror(errno)), false;
+    self[n] = '\0';
+    int length = snprintf(path, PATH_SIZE, "%s/lplb-train%s", dirname(self),
+                          strcmp(precision, "f64") ? "" : "-f64");
+    if (length < PATH_SIZE && !access(path, X_OK)) return true;
+    return cli_fail(name, EXIT_FAILED,
+                    "%s is not there: the trainer is built where MPI and OpenBLAS are found "
+                    "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)",
+                    path),
+           false;
+}
+
+/* OpenBLAS before 0.3.22 takes newer Intel processors for Haswell; it wants to be told. Several
+ * ranks share the processors, so each computes on one thread. */
+static void set_environment(int64_t ranks) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) setenv("OPENBLAS_CORETYPE", "SKYLAKEX", 0);
+#endif
+    if (ranks > 1) setenv("OPENBLAS_NUM_THREADS", "1", 0);
+}
+
+int cmd_train(int argc, char **argv) {
+    char trainer[PATH_SIZE], ranks[24];
+    launch l;
+    if (!parse(argc, argv, &l)) return EXIT_USAGE;
+    if (!find_trainer(argv[0], l.precision, trainer)) return EXIT_FAILED;
+    set_environment(l.ranks);
+    char **words = cli_need((size_t)l.n_rest + 16, sizeof *words);
+    int n = 0;
+    if (l.ranks > 1) {
+        snprintf(ranks, sizeof ranks, "%lld", (long long)l.ranks);
+        char *mpirun[] = {
+            "mpirun", "--quiet", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1",
+            "-n",     ranks};
+        for (size_t i = 0; i < sizeof mpirun / sizeof *mpirun; i++) words[n++] = mpirun[i];
+        if (geteuid() == 0) words[n++] = "--allow-run-as-root";
+    }
+    words[n++] = trainer;
+    for (int i = 0; i < l.n_rest; i++) words[n++] = l.rest[i];
+    execvp(words[0], words);
+    return cli_fail(argv[0], EXIT_FAILED, "cannot start %s: %s%s", words[0], strerror(errno),
+                    l.ranks > 1 ? " (apt-get install openmpi-bin)" : "");
+}

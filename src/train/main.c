@@ -1,0 +1,101 @@
+/* lplb-train: trains an MoE model on the ranks that mpirun or srun started, or alone. `lplb train`
+ * starts it. Exit codes as all of lplb's: 0, 1 for a failed run, 2 for bad usage or input. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "comm/mpi/group_mpi.h"
+#include "train/run.h"
+
+static void print_help(void) {
+    printf("Usage: lplb train [--ranks N] [--precision f32|f64] [--config FILE] [options]\n\n"
+           "Trains a mixture-of-experts language model on text, with experts spread over ranks,\n"
+           "copies of busy experts, and every batch's tokens split over the copies.\n\n"
+           "  --ranks N            start N ranks on this machine (through mpirun; 1)\n"
+           "  --precision f32|f64  compute in float or, for exactness, in double (f32)\n"
+           "  --config FILE        YAML with the sections below; later flags win\n"
+           "  --help               this text\n");
+    run_options_help(stdout);
+    printf(
+        "\nExample:\n  lplb train --ranks 8 --experts 16 --mode lplb --redundant 2 --steps 200 \\\n"
+        "      --record-routing trace.npz\n");
+}
+
+/* "--layers 4", "--layers=4", "--tied", "--no-tied", "--config FILE". */
+static lplb_status parse_arguments(run_options *o, int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        const char *argument = argv[i];
+        char name[64];
+        if (strncmp(argument, "--", 2))
+            return LPLB_FAIL(LPLB_INVALID, "'%s' is no option; --help lists them", argument);
+        size_t n = strcspn(argument + 2, "=");
+        const char *value = argument[2 + n] ? argument + 3 + n : NULL;
+        if (n >= sizeof name) return LPLB_FAIL(LPLB_INVALID, "no option '%s'", argument);
+        memcpy(name, argument + 2, n);
+        name[n] = '\0';
+        if (!value && run_options_is_flag(name)) {
+            LPLB_TRY(run_options_set(o, name, "true"));
+            continue;
+        }
+        if (!value && !strncmp(name, "no-", 3) && run_options_is_flag(name + 3)) {
+            LPLB_TRY(run_options_set(o, name + 3, "false"));
+            continue;
+        }
+        if (!value && i + 1 >= argc) return LPLB_FAIL(LPLB_INVALID, "--%s needs a value", name);
+        if (!value) value = argv[++i];
+        if (!strcmp(name, "config")) LPLB_TRY(run_options_read(o, value));
+        else LPLB_TRY(run_options_set(o, name, value));
+    }
+    return run_options_check(o);
+}
+
+/* Under a launcher there are others to talk to; alone there is no need to wake MPI. */
+static bool is_launched(void) {
+    static const char *const signs[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK",
+                                        "MPI_LOCALNRANKS"};
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
+        if (getenv(signs[i])) return true;
+    return false;
+}
+
+static int exit_code(lplb_status status) {
+    switch (status) {
+    case LPLB_OK: return 0;
+    case LPLB_INVALID:
+    case LPLB_RANGE:
+    case LPLB_FORMAT:
+    case LPLB_IO:
+    case LPLB_UNSUPPORTED:
+    case LPLB_DISAGREE: return 2;
+    default: return 1;
+    }
+}
+
+/* One line from one rank: all ranks fail together (the library's calls agree on failures), so the
+ * lowest rank speaks, and any other only if it alone knows the reason. */
+static int report_failure(const lplb__group *world, lplb_status status) {
+    if (world->rank == 0) fprintf(stderr, "lplb train: %s\n", lplb_error_message());
+    return exit_code(status);
+}
+
+int main(int argc, char **argv) {
+    static run_options options;
+    lplb__group *world;
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            print_help();
+            return 0;
+        }
+    lplb_status status =
+        is_launched() ? lplb__group_mpi_world(&argc, &argv, &world) : lplb__group_self(&world);
+    if (status != LPLB_OK) {
+        fprintf(stderr, "lplb train: %s\n", lplb_error_message());
+        return exit_code(status);
+    }
+    run_options_default(&options);
+    status = parse_arguments(&options, argc, argv);
+    if (status == LPLB_OK) status = run_training(&options, world);
+    int code = status == LPLB_OK ? 0 : report_failure(world, status);
+    world->table->destroy(world);
+    lplb__group_mpi_finish();
+    return code;
+}

@@ -1,0 +1,281 @@
+#include "train/run.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "io/output.h"
+#include "train/checkpoint.h"
+#include "train/generate.h"
+#include "train/rebalance.h"
+#include "train/record.h"
+#include "train/text.h"
+
+enum { RECORD_MOST_TOKENS = 4 << 20 };
+
+/* Sums over the steps of this run. */
+typedef struct totals {
+    int64_t steps, tokens, moved_slots, rebalances;
+    double seconds, before, after, cpu_max, cpu_mean, plan_us, first_loss, last_loss, move_seconds;
+} totals;
+
+typedef struct run {
+    const run_options *options;
+    lplb__group *world;
+    corpus text, held_out;
+    trainer *trainer;
+    recorder recorder;
+    FILE *log; /* JSON lines, rank 0 */
+    totals sum;
+    double validation; /* last one, < 0 if none was made */
+    bool leader, terminal;
+} run;
+
+/* ---- printing ---- */
+
+static void clear_progress(const run *r) {
+    if (r->terminal) fprintf(stderr, "\r\033[K");
+}
+
+static void print_header(const run *r) {
+    const run_options *o = r->options;
+    const model *m = r->trainer->model;
+    char digest[65];
+    if (!r->leader || o->json) return;
+    text_digest(&r->text, digest);
+    int64_t expert_params =
+        (int64_t)m->layout.moe_layers * m->config.experts * m->layout.expert_items;
+    int64_t active =
+        m->layout.items + (int64_t)m->layout.moe_layers * m->config.topk * m->layout.expert_items;
+    printf("text %s: %.2f MB, %lld documents, sha256 %.16s...\n", o->text,
+           (double)r->text.bytes * 1e-6, (long long)r->text.documents, *digest ? digest : "?");
+    printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s\n",
+           (double)(m->layout.items + expert_params) * 1e-6, (double)active * 1e-6,
+           m->config.layers, m->config.experts, m->config.topk, REAL_NAME);
+    printf("%d ranks (%d expert-parallel), %d expert slots each; %lld sequences of %d a step\n\n",
+           r->world->size, m->group->size, m->experts->local_slots,
+           (long long)o->trainer.global_batch, m->config.context);
+    printf("%6s %8s %9s %9s %9s | %19s | %8s | %s\n", "step", "loss", "grad", "rate", "tokens/s",
+           "imbalance, balanced", "plan us", "experts' CPU s max/mean");
+}
+
+static void print_step(const run *r, const step_report *s) {
+    int64_t steps = r->options->trainer.optimizer.steps;
+    int64_t every = steps / 20 > 0 ? steps / 20 : 1;
+    double rate = (double)s->tokens / s->seconds;
+    bool shown = s->step == 0 || (s->step + 1) % every == 0 || s->step + 1 == steps;
+    if (!r->leader || r->options->json) return;
+    if (shown) {
+        clear_progress(r);
+        printf("%6lld %8.4f %9.3f %9.2e %9.0f | %8.3f -> %7.3f | %8.2f | %.3f / %.3f\n",
+               (long long)s->step + 1, s->loss, s->grad_norm, s->rate, rate, s->imbalance_before,
+               s->imbalance_after, s->plan_us, s->expert_cpu_max, s->expert_cpu_mean);
+        fflush(stdout);
+    }
+    if (r->terminal)
+        fprintf(stderr, "\r\033[Kstep %lld of %lld, loss %.4f, %.0f tokens/s",
+                (long long)s->step + 1, (long long)steps, s->loss, rate);
+}
+
+static void log_step(const run *r, const step_report *s) {
+    if (!r->log) return;
+    json_t *line = json_pack(
+        "{s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "schema",
+        "lplb.train_step/1", "step", (json_int_t)s->step + 1, "loss", s->loss, "balance_loss",
+        s->balance, "z_loss", s->z, "grad_norm", s->grad_norm, "rate", s->rate, "tokens",
+        (json_int_t)s->tokens, "dropped", (json_int_t)s->dropped, "seconds", s->seconds,
+        "imbalance_before", s->imbalance_before, "imbalance_after", s->imbalance_after, "plan_us",
+        s->plan_us, "expert_cpu_max", s->expert_cpu_max, "expert_cpu_mean", s->expert_cpu_mean);
+    json_dumpf(line, r->log, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    fputc('\n', r->log);
+    fflush(r->log);
+    json_decref(line);
+}
+
+static lplb_status print_summary(const run *r) {
+    const totals *s = &r->sum;
+    double n = s->steps > 0 ? (double)s->steps : 1;
+    if (!r->leader) return LPLB_OK;
+    clear_progress(r);
+    if (!r->options->json) {
+        printf("\n%lld steps, %.0f tokens/s; loss %.4f -> %.4f", (long long)s->steps,
+               (double)s->tokens / s->seconds, s->first_loss, s->last_loss);
+        if (r->validation >= 0) printf(", held-out text %.4f", r->validation);
+        printf("\nimbalance %.3f without balancing, %.3f as planned; experts' CPU time on the "
+               "slowest rank %.3f s a step, mean %.3f s\n",
+               s->before / n, s->after / n, s->cpu_max / n, s->cpu_mean / n);
+        if (s->rebalances > 0)
+            printf("%lld placements, %lld expert copies moved, %.2f s for the moves\n",
+                   (long long)s->rebalances, (long long)s->moved_slots, s->move_seconds);
+        return LPLB_OK;
+    }
+    json_t *out = json_pack(
+        "{s:s, s:I, s:I, s:I, s:f, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:i}", "schema",
+        "lplb.train/1", "steps", (json_int_t)s->steps, "step", (json_int_t)r->trainer->step,
+        "tokens", (json_int_t)s->tokens, "first_loss", s->first_loss, "last_loss", s->last_loss,
+        "validation_loss", r->validation >= 0 ? json_real(r->validation) : json_null(),
+        "tokens_per_s", (double)s->tokens / s->seconds, "imbalance_before", s->before / n,
+        "imbalance_after", s->after / n, "expert_cpu_max", s->cpu_max / n, "expert_cpu_mean",
+        s->cpu_mean / n, "rebalances", (json_int_t)s->rebalances, "moved_slots",
+        (json_int_t)s->moved_slots, "ranks", r->world->size);
+    json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    putchar('\n');
+    json_decref(out);
+    return LPLB_OK;
+}
+
+/* ---- the run ---- */
+
+static lplb_place_algorithm algorithm_of(balance_mode mode) {
+    return mode == MODE_EPLB   ? LPLB_PLACE_EPLB
+           : mode == MODE_LPLB ? LPLB_PLACE_TOPOLOGY
+                               : LPLB_PLACE_SEARCH;
+}
+
+static lplb_status validate(run *r) {
+    if (r->held_out.bytes <= r->options->trainer.model.context) return LPLB_OK;
+    return trainer_evaluate(r->trainer, &r->held_out, r->options->validate_sequences,
+                            &r->validation);
+}
+
+static void add_up(totals *sum, const step_report *s) {
+    if (sum->steps++ == 0) sum->first_loss = s->loss;
+    sum->last_loss = s->loss;
+    sum->tokens += s->tokens;
+    sum->seconds += s->seconds;
+    sum->before += s->imbalance_before;
+    sum->after += s->imbalance_after;
+    sum->cpu_max += s->expert_cpu_max;
+    sum->cpu_mean += s->expert_cpu_mean;
+}
+
+static lplb_status rebalance(run *r) {
+    const run_options *o = r->options;
+    rebalance_report moves;
+    if (o->mode == MODE_NONE || o->rebalance_every == 0) return LPLB_OK;
+    /* early once, so that a short run is balanced too; then every so many steps */
+    bool early = r->trainer->step == (o->rebalance_every + 4) / 5;
+    if (!early && r->trainer->step % o->rebalance_every) return LPLB_OK;
+    LPLB_TRY(trainer_rebalance(r->trainer, algorithm_of(o->mode), &moves));
+    r->sum.rebalances++;
+    r->sum.moved_slots += moves.moved_slots;
+    r->sum.move_seconds += moves.move_seconds;
+    return LPLB_OK;
+}
+
+static lplb_status train_all(run *r) {
+    const run_options *o = r->options;
+    trainer *t = r->trainer;
+    while (t->step < o->trainer.optimizer.steps) {
+        step_report s;
+        LPLB_TRY(trainer_step(t, &s));
+        add_up(&r->sum, &s);
+        print_step(r, &s);
+        log_step(r, &s);
+        bool last = t->step == o->trainer.optimizer.steps;
+        if (!last) LPLB_TRY(rebalance(r));
+        if (last || (o->validate_every && t->step % o->validate_every == 0)) LPLB_TRY(validate(r));
+        if (*o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0)))
+            LPLB_TRY(checkpoint_save(t, o->checkpoint));
+    }
+    return LPLB_OK;
+}
+
+/* Rank 0 reads the text and sends it, so that all ranks see the same and a package is needed once.
+ */
+static lplb_status share_text(run *r) {
+    int64_t bytes = 0;
+    int32_t status = LPLB_OK;
+    if (r->leader) {
+        status = text_add(&r->text, r->options->text);
+        bytes = status == LPLB_OK ? r->text.bytes : -1;
+    }
+    LPLB_TRY(r->world->table->broadcast(r->world, &bytes, sizeof bytes, 0));
+    if (bytes < 0)
+        return r->leader ? (lplb_status)status
+                         : LPLB_FAIL(LPLB_REMOTE, "rank 0 could not read the text");
+    if (!r->leader) {
+        r->text.byte = lplb__malloc((size_t)bytes);
+        if (!r->text.byte) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the text");
+        r->text.bytes = r->text.capacity = bytes;
+    }
+    LPLB_TRY(r->world->table->broadcast(r->world, r->text.byte, bytes, 0));
+    int64_t kept = bytes - (int64_t)((double)bytes * r->options->held_out);
+    return corpus_split(&r->text, kept, &r->held_out);
+}
+
+/* Every rank must have been given the same options. */
+static lplb_status compare_options(const run *r) {
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *memory = open_memstream(&text, &bytes);
+    if (!memory) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the options");
+    run_options_write(r->options, memory);
+    fclose(memory);
+    uint64_t hash = 1469598103934665603u; /* FNV-1a */
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ (unsigned char)text[i]) * 1099511628211u;
+    free(text);
+    uint64_t first = hash;
+    LPLB_TRY(r->world->table->broadcast(r->world, &first, sizeof first, 0));
+    int64_t different = first != hash;
+    LPLB_TRY(r->world->table->all_reduce_sum(r->world, &different, 1, ELEMENT_INT64));
+    if (different)
+        return LPLB_FAIL(LPLB_DISAGREE,
+                         "%lld ranks have other options than rank 0; start all with "
+                         "the same",
+                         (long long)different);
+    return LPLB_OK;
+}
+
+static lplb_status open_run(run *r) {
+    const run_options *o = r->options;
+    int64_t latest = -1;
+    LPLB_TRY(compare_options(r));
+    LPLB_TRY(share_text(r));
+    LPLB_TRY(trainer_create(&o->trainer, r->world, &r->text, &r->trainer));
+    if (o->resume || *o->generate) {
+        LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
+        if (latest < 0 && *o->generate)
+            return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", o->checkpoint);
+        if (latest >= 0) LPLB_TRY(checkpoint_load(r->trainer, o->checkpoint));
+    }
+    if (*o->log && r->leader && !(r->log = fopen(o->log, o->resume ? "a" : "w")))
+        return LPLB_FAIL(LPLB_IO, "cannot write %s: %s", o->log, strerror(errno));
+    return LPLB_OK;
+}
+
+static void close_run(run *r) {
+    trainer_destroy(r->trainer);
+    corpus_destroy(&r->text);
+    corpus_destroy(&r->held_out);
+    if (r->log) fclose(r->log);
+}
+
+lplb_status run_training(const run_options *o, lplb__group *world) {
+    const char *term = getenv("TERM");
+    run r = {.options = o, .world = world, .validation = -1, .leader = world->rank == 0};
+    r.terminal = r.leader && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
+    lplb_status status = open_run(&r);
+    if (status == LPLB_OK && *o->generate) {
+        status = generate_text(r.trainer, o->generate, o->generate_bytes, o->temperature,
+                               o->trainer.seed, stdout);
+        close_run(&r);
+        return status;
+    }
+    if (status == LPLB_OK) print_header(&r);
+    if (status == LPLB_OK && *o->record_routing)
+        status = recorder_start(&r.recorder, r.trainer, RECORD_MOST_TOKENS);
+    if (status == LPLB_OK) status = train_all(&r);
+    if (*o->record_routing && r.trainer) {
+        lplb_status written =
+            recorder_finish(&r.recorder, r.trainer, status == LPLB_OK ? o->record_routing : NULL);
+        if (status == LPLB_OK) status = written;
+    }
+    if (status == LPLB_OK) status = print_summary(&r);
+    clear_progress(&r);
+    close_run(&r);
+    return status;
+}
