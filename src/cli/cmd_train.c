@@ -75,7 +75,7 @@ int cmd_train(int argc, char **argv) {
     char trainer[PATH_SIZE], ranks[24];
     launch l;
     if (!parse(argc, argv, &l)) return EXIT_USAGE;
-    if (!find_trainer(argv[0], l.precision, trainer)) return EXIT_FAILED;
+    if (!find_trainer(argv[0], l.precision, trainer)) return EXIT_USAGE;
     set_environment(l.ranks);
     char **words = cli_need((size_t)l.n_rest + 16, sizeof *words);
     int n = 0;

@@ -41,10 +41,10 @@ static const option_entry entries[] = {
     {"model", "dense-layers", KIND_INT32, MODEL(dense_layers), 0, NULL,
      "first layers without experts"},
     {"model", "dense-width", KIND_INT32, MODEL(dense_width), 0, NULL, "hidden width of those"},
-    {"model", "tied", KIND_FLAG, MODEL(tied), 0, NULL, "head and embedding are one matrix"},
+    {"model", "tied", KIND_FLAG, MODEL(tied), 0, NULL, "head and embedding are not one matrix"},
     {"router", "router", KIND_CHOICE, MODEL(router), 0, "softmax|sigmoid", "scores of the router"},
     {"router", "normalize-gates", KIND_FLAG, MODEL(normalize_gates), 0, NULL,
-     "the gates of a token add up to 1"},
+     "the gates of a token need not add up to 1"},
     {"router", "aux", KIND_CHOICE, MODEL(aux), 0, "none|sequence|batch|global",
      "scope of the balance loss"},
     {"router", "aux-coeff", KIND_REAL, MODEL(aux_coeff), 0, NULL, "weight of the balance loss"},
@@ -346,14 +346,17 @@ void run_options_help(FILE *out) {
         char flag[64];
         if (strcmp(section, e->section)) fprintf(out, "\n%s:\n", e->section);
         section = e->section;
-        if (e->kind == KIND_FLAG) snprintf(flag, sizeof flag, "--[no-]%s", e->name);
+        int32_t on = 0;
+        if (e->kind == KIND_FLAG) memcpy(&on, (const char *)&defaults + e->offset, sizeof on);
+        if (e->kind == KIND_FLAG) snprintf(flag, sizeof flag, "--%s%s", on ? "no-" : "", e->name);
         else
             snprintf(flag, sizeof flag, "--%s %s", e->name,
                      e->kind == KIND_CHOICE ? e->choices
                      : e->kind == KIND_TEXT ? "TEXT"
                                             : "N");
         fprintf(out, "  %-38s %s", flag, e->help);
-        if (e->kind != KIND_TEXT || *((const char *)&defaults + e->offset)) {
+        if (e->kind != KIND_FLAG &&
+            (e->kind != KIND_TEXT || *((const char *)&defaults + e->offset))) {
             fprintf(out, " (");
             print_value(e, &defaults, out);
             fprintf(out, ")");
