@@ -67,7 +67,8 @@ typedef struct lplb_plan_config {
                            cost_entries - 1 do not fit on a rank */
     int64_t cost_entries;
     int64_t tile;       /* > 1: a rank's load counts whole tiles of each expert (grouped GEMM);
-                           objective is then max over ranks of sum of ceil(x/tile)*tile */
+                           objective is then max over ranks of sum of ceil(x/tile)*tile over
+                           speed, fixed tokens counting as one expert; still exact */
     int64_t activation; /* tokens that an expert with any tokens costs its rank on top (>= 0);
                            with it the problem is NP-hard and the plan is a heuristic */
     double tolerance;   /* 0 = always solve; >= 1: keep the even split when its max load/speed is
