@@ -43,6 +43,46 @@ static int64_t whole(const json_t *object, const char *key) {
     return json_integer_value(at(object, key));
 }
 
+/* The same keys and kinds of values, recursively; of arrays the first item. Numbers and null may
+ * stand for each other, and null for an object. */
+static void check_shape(const json_t *value, const json_t *example, const char *where) {
+    if (json_is_null(value) || json_is_null(example)) return;
+    if (json_is_object(example)) {
+        const char *key;
+        json_t *part;
+        json_object_foreach((json_t *)example, key, part) check_shape(at(value, key), part, key);
+        if (json_object_size(value) != json_object_size(example))
+            fail_msg("\"%s\" has keys that docs/formats.md does not have", where);
+    } else if (json_is_array(example)) {
+        assert_true(json_is_array(value));
+        if (json_array_size(value) && json_array_size(example))
+            check_shape(json_array_get(value, 0), json_array_get(example, 0), where);
+    } else if (json_typeof(value) != json_typeof(example)) {
+        fail_msg("\"%s\" is of another type than in docs/formats.md", where);
+    }
+}
+
+/* The example that docs/formats.md gives of this schema. */
+static json_t *documented(const char *schema) {
+    char *text = read_text(LPLB_SOURCE_DIR "/docs/formats.md", NULL), mark[64];
+    snprintf(mark, sizeof mark, "```json\n{\n  \"schema\": \"%s\"", schema);
+    char *begin = strstr(text, mark);
+    if (!begin) fail_msg("docs/formats.md has no example of %s", schema);
+    begin += strlen("```json\n");
+    *strstr(begin, "```") = '\0';
+    json_error_t error;
+    json_t *document = json_loads(begin, JSON_REJECT_DUPLICATES, &error);
+    if (!document) fail_msg("%s in docs/formats.md, line %d: %s", schema, error.line, error.text);
+    free(text);
+    return document;
+}
+
+static void check_documented(const json_t *document, const char *schema) {
+    json_t *example = documented(schema);
+    check_shape(document, example, schema);
+    json_decref(example);
+}
+
 static void check_policy(const json_t *p, const char *name, bool solves) {
     assert_string_equal(json_string_value(at(p, "policy")), name);
     const json_t *d = at(p, "imbalance");
@@ -65,6 +105,7 @@ static void test_replay_json(void **state) {
             names[3], "--policy", names[4], TRACE, NULL);
     json_t *document = parse(&r), *trace = at(document, "trace"), *p, *l;
     assert_string_equal(json_string_value(at(document, "schema")), "lplb.replay/1");
+    check_documented(document, "lplb.replay/1");
     assert_int_equal(whole(trace, "tokens"), 66854);
     assert_int_equal(whole(trace, "layers"), 24);
     assert_int_equal(whole(trace, "experts"), 32);
@@ -94,15 +135,17 @@ static void test_replay_json(void **state) {
 }
 
 static void test_replay_predicted(void **state) {
-    const char *model = write_text(*state, "model.json",
-                                   "{\"schema\": \"lplb.gpu_model/1\", \"tokens\": [0, 1000],"
-                                   " \"us\": [5, 50], \"dispatch_bytes\": 5760,"
-                                   " \"combine_bytes\": 5760, \"gb_per_s\": 300}");
+    json_t *example = documented("lplb.gpu_model/1");
+    char *text = json_dumps(example, 0);
+    const char *model = write_text(*state, "model.json", text);
+    json_decref(example);
+    free(text);
     run_result r;
     run_cli(&r, NULL, "replay", "--json", "--ranks", "4", "--redundant", "1", "--layers", "3-4",
             "--policy", "lplb", "--policy", "ideal", "--gpu-model", model, "--expert-bytes",
             "1000000", "--nodes", "2", TRACE, NULL);
     json_t *document = parse(&r);
+    check_documented(document, "lplb.replay/1");
     const json_t *p = at(json_array_get(at(document, "policies"), 0), "predicted");
     assert_true(real(p, "ms_per_layer") > 0);
     assert_true(real(p, "tokens_per_s") > 0);
@@ -213,6 +256,7 @@ static void test_explain_json(void **state) {
             "512", "--sets", "4", TRACE, NULL);
     json_t *document = parse(&r), *trace = at(document, "trace"), *set;
     assert_string_equal(json_string_value(at(document, "schema")), "lplb.explain/1");
+    check_documented(document, "lplb.explain/1");
     assert_true(whole(document, "batch") >= 65 && whole(document, "batch") < 130);
     assert_int_equal(whole(document, "tokens"), 2048);
     assert_true(real(document, "mean") == 256);
@@ -261,6 +305,7 @@ static void test_explain_problem(void **state) {
     run_result r;
     run_cli(&r, problem, "explain", "--json", "-", NULL);
     json_t *document = parse(&r);
+    check_documented(document, "lplb.explain/1");
     assert_true(json_is_null(at(document, "layer")) && json_is_null(at(document, "trace")));
     assert_true(real(document, "lower_bound") == 90);
     json_t *expected =
