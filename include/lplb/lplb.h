@@ -8,6 +8,7 @@
 #include <lplb/placement.h>
 #include <lplb/plan.h>
 #include <lplb/replay.h>
+#include <lplb/runtime.h>
 #include <lplb/status.h>
 #include <lplb/trace.h>
 #include <lplb/tracker.h>

@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "runtime/pack.h"
+#include "runtime/tracker.h"
 
 static const uint64_t TRACKER_MAGIC = 0x6c706c62747261u; /* "lplbtra" */
 enum { PACK_KIND = 0x54524b, PACK_VERSION = 1, DEFAULT_WINDOW = 1000, DEFAULT_SAMPLES = 8 };
@@ -19,6 +20,7 @@ typedef struct series {
     float *ring;      /* [window][L][E] WINDOW */
     uint8_t *known;   /* [window][L] the layer had tokens */
     double *sum;      /* [L][E] WINDOW */
+    double *squares;  /* [L][E] WINDOW: sum of squares; whole below 2^53, so nothing builds up */
     int32_t *n_known; /* [L] */
     int64_t batches, stride; /* every stride-th batch is kept as a sample */
     float *sample;           /* [samples][L][E], a ring */
@@ -94,6 +96,7 @@ static void lay_out(lplb_tracker *t) {
             one->ring = block(arena, c->window * t->cells, sizeof *one->ring);
             one->known = block(arena, (int64_t)c->window * c->layers, sizeof *one->known);
             one->sum = block(arena, t->cells, sizeof *one->sum);
+            one->squares = block(arena, t->cells, sizeof *one->squares);
             one->n_known = block(arena, c->layers, sizeof *one->n_known);
         } else {
             one->weight = block(arena, c->layers, sizeof *one->weight);
@@ -174,6 +177,16 @@ static void feed_ewma(lplb_tracker *t, series *one) {
     }
 }
 
+static void slide_row(double *restrict sum, double *restrict squares, float *restrict old,
+                      const float *restrict x, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        double in = (double)x[i], out = (double)old[i];
+        sum[i] += in - out;
+        squares[i] += in * in - out * out;
+        old[i] = x[i];
+    }
+}
+
 static void feed_window(lplb_tracker *t, series *one) {
     int32_t E = t->config.experts, L = t->config.layers;
     int64_t place = one->batches % t->config.window;
@@ -181,16 +194,10 @@ static void feed_window(lplb_tracker *t, series *one) {
     uint8_t *known = one->known + place * L;
     for (int32_t layer = 0; layer < L; layer++) {
         int64_t row = (int64_t)layer * E;
-        double *restrict sum = one->sum + row;
-        float *restrict old = ring + row;
-        const float *restrict x = t->incoming + row;
         uint8_t now = t->total[layer] > 0;
         one->n_known[layer] += now - known[layer];
         known[layer] = now;
-        for (int32_t e = 0; e < E; e++) {
-            sum[e] += (double)x[e] - (double)old[e];
-            old[e] = x[e];
-        }
+        slide_row(one->sum + row, one->squares + row, ring + row, t->incoming + row, E);
     }
 }
 
@@ -348,66 +355,68 @@ static lplb_status find_series(const lplb_tracker *t, lplb_stage stage, const se
     return LPLB_OK;
 }
 
-static void add_mean(const lplb_tracker *t, const series *one, float factor, float *out) {
-    if (t->config.kind != LPLB_TRACKER_WINDOW) {
-        for (int64_t i = 0; i < t->cells; i++) out[i] += factor * one->mean[i];
-        return;
-    }
+static float stage_rate(const lplb_tracker *t, int32_t s) {
+    return t->rate_weight > 0 ? (float)(t->rate[s] / t->rate_weight) : 0;
+}
+
+static void layer_mean(const lplb_tracker *t, const series *one, int32_t layer, float *mean) {
     int32_t E = t->config.experts;
-    for (int64_t i = 0; i < t->cells; i++) {
-        int32_t n = one->n_known[i / E];
-        if (n) out[i] += factor * (float)(one->sum[i] / n);
+    int64_t row = (int64_t)layer * E;
+    if (one && t->config.kind == LPLB_TRACKER_WINDOW) {
+        int32_t n = one->n_known[layer];
+        for (int32_t e = 0; e < E; e++) mean[e] = n ? (float)(one->sum[row + e] / n) : 0;
+    } else if (one) {
+        memcpy(mean, one->mean + row, (size_t)E * sizeof *mean);
+    } else {
+        const float *of[LPLB_STAGES] = {t->series[0].mean + row, t->series[1].mean + row};
+        float rate[LPLB_STAGES] = {stage_rate(t, 0), stage_rate(t, 1)};
+        for (int32_t e = 0; e < E; e++) mean[e] = rate[0] * of[0][e] + rate[1] * of[1][e];
     }
 }
 
-static float stage_rate(const lplb_tracker *t, int32_t s) {
-    return t->rate_weight > 0 ? (float)(t->rate[s] / t->rate_weight) : 0;
+static void layer_variance(const lplb_tracker *t, const series *one, int32_t layer,
+                           float *variance) {
+    int32_t E = t->config.experts;
+    int64_t row = (int64_t)layer * E;
+    if (one && t->config.kind == LPLB_TRACKER_WINDOW) {
+        int32_t n = one->n_known[layer];
+        for (int32_t e = 0; e < E; e++) {
+            double mean = n ? one->sum[row + e] / n : 0;
+            double spread = n ? one->squares[row + e] / n - mean * mean : 0;
+            variance[e] = spread > 0 ? (float)spread : 0;
+        }
+    } else if (one) {
+        memcpy(variance, one->variance + row, (size_t)E * sizeof *variance);
+    } else { /* law of total variance over the stages */
+        const series *of = t->series;
+        float rate[LPLB_STAGES] = {stage_rate(t, 0), stage_rate(t, 1)};
+        for (int32_t e = 0; e < E; e++) {
+            float difference = of[0].mean[row + e] - of[1].mean[row + e];
+            variance[e] = rate[0] * of[0].variance[row + e] + rate[1] * of[1].variance[row + e] +
+                          rate[0] * rate[1] * difference * difference;
+        }
+    }
+}
+
+void lplb__tracker_layer(const lplb_tracker *t, int32_t layer, float *mean, float *variance) {
+    const series *one = t->n_series == 1 ? &t->series[0] : NULL;
+    layer_mean(t, one, layer, mean);
+    layer_variance(t, one, layer, variance);
 }
 
 lplb_status lplb_tracker_mean(const lplb_tracker *t, lplb_stage stage, float *mean) {
     const series *one;
     LPLB_TRY(find_series(t, stage, &one));
-    memset(mean, 0, (size_t)t->cells * sizeof *mean);
-    if (one) {
-        add_mean(t, one, 1, mean);
-        return LPLB_OK;
-    }
-    for (int32_t s = 0; s < t->n_series; s++) add_mean(t, &t->series[s], stage_rate(t, s), mean);
+    for (int32_t layer = 0; layer < t->config.layers; layer++)
+        layer_mean(t, one, layer, mean + (int64_t)layer * t->config.experts);
     return LPLB_OK;
-}
-
-static void window_variance(const lplb_tracker *t, const series *one, float *variance) {
-    int32_t E = t->config.experts, L = t->config.layers;
-    int64_t filled = one->batches < t->config.window ? one->batches : t->config.window;
-    for (int64_t i = 0; i < t->cells; i++) {
-        int32_t layer = (int32_t)(i / E), n = one->n_known[layer];
-        double mean = n ? one->sum[i] / n : 0, squares = 0;
-        for (int64_t b = 0; b < filled; b++) {
-            double difference = (double)one->ring[b * t->cells + i] - mean;
-            if (one->known[b * L + layer]) squares += difference * difference;
-        }
-        variance[i] = n ? (float)(squares / n) : 0;
-    }
 }
 
 lplb_status lplb_tracker_variance(const lplb_tracker *t, lplb_stage stage, float *variance) {
     const series *one;
     LPLB_TRY(find_series(t, stage, &one));
-    if (one && t->config.kind == LPLB_TRACKER_WINDOW) {
-        window_variance(t, one, variance);
-        return LPLB_OK;
-    }
-    if (one) {
-        memcpy(variance, one->variance, (size_t)t->cells * sizeof *variance);
-        return LPLB_OK;
-    }
-    /* Law of total variance over the stages. */
-    float rate[LPLB_STAGES] = {stage_rate(t, 0), stage_rate(t, 1)};
-    for (int64_t i = 0; i < t->cells; i++) {
-        float difference = t->series[0].mean[i] - t->series[1].mean[i];
-        variance[i] = rate[0] * t->series[0].variance[i] + rate[1] * t->series[1].variance[i] +
-                      rate[0] * rate[1] * difference * difference;
-    }
+    for (int32_t layer = 0; layer < t->config.layers; layer++)
+        layer_variance(t, one, layer, variance + (int64_t)layer * t->config.experts);
     return LPLB_OK;
 }
 
@@ -491,6 +500,7 @@ static lplb_status visit_state(lplb_tracker *t, field_visit visit, void *context
             LPLB_TRY(visit(context, one->ring, window * cells * sizeof *one->ring));
             LPLB_TRY(visit(context, one->known, window * layers));
             LPLB_TRY(visit(context, one->sum, cells * sizeof *one->sum));
+            LPLB_TRY(visit(context, one->squares, cells * sizeof *one->squares));
             LPLB_TRY(visit(context, one->n_known, layers * sizeof *one->n_known));
         } else {
             LPLB_TRY(visit(context, one->weight, layers * sizeof *one->weight));
