@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "cases/run_cli.h"
+#include "documented.h"
 
 static json_t *parse(const run_result *r) {
     json_error_t error;
@@ -17,19 +18,13 @@ static json_t *parse(const run_result *r) {
     return document;
 }
 
-static json_t *at(json_t *object, const char *key) {
-    json_t *value = json_object_get(object, key);
-    if (!value) fail_msg("no key \"%s\"", key);
-    return value;
-}
-
 static void test_doctor(void **state) {
     (void)state;
     run_result r;
     run_cli(&r, NULL, "doctor", "--json", NULL);
     assert_int_equal(r.code, 0);
     json_t *document = parse(&r), *system = at(document, "system"), *part;
-    assert_string_equal(json_string_value(at(document, "schema")), "lplb.doctor/1");
+    check_documented(document, "lplb.doctor/1");
     assert_string_equal(json_string_value(at(document, "version")), lplb_version());
     assert_true(json_integer_value(at(system, "usable_cores")) >= 1);
     assert_true(json_integer_value(at(system, "memory_bytes")) > 0);
@@ -69,7 +64,7 @@ static void test_bench(void **state) {
             "--layers", "2", NULL);
     assert_int_equal(r.code, 0);
     json_t *document = parse(&r), *solver;
-    assert_string_equal(json_string_value(at(document, "schema")), "lplb.bench/1");
+    check_documented(document, "lplb.bench/1");
     json_t *solvers = at(json_array_get(at(document, "plan"), 0), "solvers");
     assert_int_equal(json_array_size(solvers), 2);
     size_t i;
