@@ -27,18 +27,24 @@ typedef struct lplb__cursor {
 
 struct lplb_dispatcher {
     int32_t ranks, experts, sources;
-    lplb_hosts hosts;     /* points to offset and rank */
-    int64_t *offset;      /* [E+1] */
-    int32_t *rank;        /* [offset[E]] */
-    int32_t *slot;        /* [slots in use] by expert, host, slot */
-    int64_t *slot_begin;  /* [offset[E]+1] slots of the (expert, host) pairs */
-    int32_t *source_rank; /* [S]; unused when !has_locality */
-    int32_t *node;        /* [G] */
-    bool has_locality;    /* the sources' ranks are known */
+    lplb_hosts hosts;    /* points to offset and rank */
+    int64_t *offset;     /* [E+1] */
+    int32_t *rank;       /* [offset[E]] */
+    int32_t *slot;       /* [slots in use] by expert, host, slot */
+    int64_t *slot_begin; /* [offset[E]+1] slots of the (expert, host) pairs */
+
+    bool has_locality;       /* the sources' ranks are known; else the rest is not used */
+    int32_t nodes;           /* distinct ones */
+    int32_t *source_rank;    /* [S] */
+    int32_t *node;           /* [G] in [0, nodes) */
+    int32_t *rank_begin;     /* [G+1] sources of a rank, ascending: */
+    int32_t *source_by_rank; /* [S] */
+    int32_t *node_begin;     /* [nodes+1] sources of a node, ascending: */
+    int32_t *source_by_node; /* [S] */
 
     bool prepared;
     int64_t *local;         /* [E] tokens of the prepared source */
-    lplb__segment *segment; /* [slots in use + E + 1], the last one for id -1 */
+    lplb__segment *segment; /* [slots in use + E] */
     int32_t *segment_begin; /* [E] */
     int32_t segment_end;    /* while one expert is prepared: where its next segment goes */
 
@@ -46,7 +52,7 @@ struct lplb_dispatcher {
     int64_t *source_left;    /* [S] tokens of one expert that have no host yet */
     int64_t *host_left;      /* [most hosts] tokens that a host still wants */
     int64_t *taken, *taken_before; /* [most hosts] by the prepared source; by those before it */
-    int32_t *host_of_rank;         /* [G] index of the expert's host on a rank, -1 = none */
+    int32_t *node_cursor;          /* [nodes] first source of a node that may have tokens left */
 
     lplb__pool *pool;
     int64_t *chunk_count; /* [threads][E] */

@@ -1,4 +1,5 @@
 /* Making a dispatcher: everything it will ever need, in one arena. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "dispatch/dispatch.h"
@@ -31,8 +32,12 @@ static void take_everything(lplb_dispatcher *d, int64_t P, int64_t threads, bool
     TAKE(slot_begin, P + 1);
     TAKE(source_rank, d->sources);
     TAKE(node, G);
+    TAKE(rank_begin, G + 1);
+    TAKE(source_by_rank, d->sources);
+    TAKE(node_begin, G + 1);
+    TAKE(source_by_node, d->sources);
     TAKE(local, E);
-    TAKE(segment, P + E + 1);
+    TAKE(segment, P + E);
     TAKE(segment_begin, E);
     TAKE(total, E);
     TAKE(before, E);
@@ -40,7 +45,7 @@ static void take_everything(lplb_dispatcher *d, int64_t P, int64_t threads, bool
     TAKE(host_left, hosts);
     TAKE(taken, hosts);
     TAKE(taken_before, hosts);
-    TAKE(host_of_rank, G);
+    TAKE(node_cursor, G);
     TAKE(chunk_count, threads * E);
     TAKE(chunk_bad, threads);
     TAKE(cursor, threads * (E + 1));
@@ -83,16 +88,54 @@ static lplb_status list_hosts(lplb_dispatcher *d, const lplb_placement *placemen
     return LPLB_OK;
 }
 
+typedef struct node_of_rank {
+    int32_t node, rank;
+} node_of_rank;
+
+static int by_node(const void *a, const void *b) {
+    int32_t x = ((const node_of_rank *)a)->node, y = ((const node_of_rank *)b)->node;
+    return (x > y) - (x < y);
+}
+
+/* Any node ids become 0, 1, ... */
+static lplb_status number_nodes(lplb_dispatcher *d, const int32_t *node) {
+    d->nodes = 1;
+    if (!node) return LPLB_OK; /* all on node 0 */
+    node_of_rank *list;
+    LPLB_TRY(LPLB_CALLOC(list, d->ranks));
+    for (int32_t r = 0; r < d->ranks; r++) list[r] = (node_of_rank){node[r], r};
+    qsort(list, (size_t)d->ranks, sizeof *list, by_node);
+    d->nodes = 0;
+    for (int32_t i = 0; i < d->ranks; i++) {
+        if (i == 0 || list[i].node != list[i - 1].node) d->nodes++;
+        d->node[list[i].rank] = d->nodes - 1;
+    }
+    lplb__free(list);
+    return LPLB_OK;
+}
+
+/* sources sorted by group (a rank, or with node its node), ascending within; begin [groups+1]. */
+static void group_sources(const lplb_dispatcher *d, const int32_t *node, int32_t groups,
+                          int32_t *begin, int32_t *sorted) {
+#define GROUP(s) (node ? node[d->source_rank[s]] : d->source_rank[s])
+    for (int32_t s = 0; s < d->sources; s++) begin[GROUP(s)]++;
+    for (int32_t g = 1; g < groups; g++) begin[g] += begin[g - 1]; /* ends, for now */
+    begin[groups] = d->sources;
+    for (int32_t s = d->sources - 1; s >= 0; s--) sorted[--begin[GROUP(s)]] = s;
+#undef GROUP
+}
+
 static lplb_status fill(lplb_dispatcher *d, const lplb_placement *placement, int32_t layer,
                         const int32_t *source_rank, const int32_t *node) {
     LPLB_TRY(list_hosts(d, placement, layer));
     d->hosts = (lplb_hosts){
         .ranks = d->ranks, .experts = d->experts, .offset = d->offset, .rank = d->rank};
     d->has_locality = source_rank || d->sources == d->ranks;
-    for (int32_t s = 0; s < d->sources && d->has_locality; s++)
-        d->source_rank[s] = source_rank ? source_rank[s] : s;
-    if (node) memcpy(d->node, node, (size_t)d->ranks * sizeof *node);
-    for (int32_t r = 0; r < d->ranks; r++) d->host_of_rank[r] = -1;
+    LPLB_TRY(number_nodes(d, node));
+    if (!d->has_locality) return LPLB_OK;
+    for (int32_t s = 0; s < d->sources; s++) d->source_rank[s] = source_rank ? source_rank[s] : s;
+    group_sources(d, NULL, d->ranks, d->rank_begin, d->source_by_rank);
+    group_sources(d, d->node, d->nodes, d->node_begin, d->source_by_node);
     return LPLB_OK;
 }
 

@@ -114,31 +114,42 @@ static int distance(const lplb_dispatcher *d, int32_t s, int32_t rank) {
 
 /* With locality: first every source fills the host on its own rank, then those of its node, then
  * the rest; sources and hosts ascending each time. Filling greedily keeps the most tokens: on a
- * rank, and then inside a node, any source may use any host, so only the sums matter. */
+ * rank, and then inside a node, any source may use any host, so only the sums matter. Hosts are
+ * walked upward, each pass remembering which sources it has emptied: time grows with sources plus
+ * hosts. */
 static void prepare_local_first(lplb_dispatcher *d, int32_t e, const int64_t *counts,
                                 int32_t source, const int64_t *split) {
     int64_t hosts = d->offset[e + 1] - d->offset[e];
     const int32_t *rank = d->rank + d->offset[e];
     split += d->offset[e];
+    for (int32_t s = 0; s < d->sources; s++)
+        d->source_left[s] = counts[(int64_t)s * d->experts + e];
     for (int64_t h = 0; h < hosts; h++) {
+        int32_t n = d->node[rank[h]];
         d->host_left[h] = split[h];
         d->taken[h] = d->taken_before[h] = 0;
-        d->host_of_rank[rank[h]] = (int32_t)h;
+        d->node_cursor[n] = d->node_begin[n];
+        for (int32_t i = d->rank_begin[rank[h]]; i < d->rank_begin[rank[h] + 1]; i++)
+            give(d, d->source_by_rank[i], source, h);
     }
-    for (int32_t s = 0; s < d->sources; s++) {
-        d->source_left[s] = counts[(int64_t)s * d->experts + e];
-        int32_t own = d->host_of_rank[d->source_rank[s]];
-        if (own >= 0) give(d, s, source, own);
+    for (int64_t h = 0; h < hosts; h++) {
+        int32_t n = d->node[rank[h]], *cursor = &d->node_cursor[n];
+        for (; *cursor < d->node_begin[n + 1]; (*cursor)++) {
+            int32_t s = d->source_by_node[*cursor];
+            give(d, s, source, h);
+            if (d->source_left[s] > 0) break; /* the host is full */
+        }
     }
-    for (int32_t pass = 1; pass <= 2; pass++)
-        for (int32_t s = 0; s < d->sources; s++)
-            for (int64_t h = 0; h < hosts && d->source_left[s] > 0; h++)
-                if (pass == 2 || distance(d, s, rank[h]) == 1) give(d, s, source, h);
+    int32_t s = 0;
+    for (int64_t h = 0; h < hosts; h++)
+        for (; s < d->sources; s++) {
+            give(d, s, source, h);
+            if (d->source_left[s] > 0) break;
+        }
     for (int near = 0; near <= 2; near++)
         for (int64_t h = 0; h < hosts; h++)
             if (d->taken[h] > 0 && distance(d, source, rank[h]) == near)
                 lplb__segments_add(d, d->offset[e] + h, split[h], d->taken_before[h], d->taken[h]);
-    for (int64_t h = 0; h < hosts; h++) d->host_of_rank[rank[h]] = -1;
 }
 
 lplb_status lplb_dispatch_prepare(lplb_dispatcher *d, const int64_t *source_counts,
