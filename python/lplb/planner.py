@@ -1,0 +1,585 @@
+"""The planner: LPLB's interface, with an exact integral mapping behind it.
+
+`Planner(redundant_to_original, n_routed_experts, n_logical_routed_experts, ep_size, group)` takes
+what DeepSeek's LPLB takes and has its methods; `Planner.from_placement` takes any placement. CPU and
+GPU tensors of torch and numpy arrays all work; results are of the kind of what came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import numpy as np
+
+from . import _library as c
+from ._arrays import (Array, Ids, add_to_counter, address, as_integers, as_numpy, check_counter,
+                      is_device, like, output_ids)
+from ._cpu import COMM_FAILURES, Step
+from .comm import Communicator, nodes_of
+from .placement import Placement
+from .plan import HostTable, Plan, Solver
+
+_log = logging.getLogger("lplb")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the last `run` went.
+
+    outcome: "optimal" (proven), "within_tolerance", "feasible", "not_converged" (a split of a
+    solver that proves nothing, still valid), or "unbalanced": the counts could not be shared, ids
+    went to their experts' homes, and error says why.
+    """
+
+    outcome: str
+    error: c.Error | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+class Planner:
+    """Maps the router's logical expert ids to physical ones so that all ranks get equal loads.
+
+    redundant_to_original: int [group_size][num_redundants]: redundant slot k of rank r copies the
+        k-th expert of rank r2o[r][k % num_redundants] of its group; every column is a permutation
+        without fixed points. Its kind of array (numpy, torch and device) is the kind of the maps.
+    n_routed_experts: physical experts, redundant ones included (P).
+    n_logical_routed_experts: logical experts (E).
+    ep_size: ranks (G), a multiple of group_size; default: size of group.
+    group: a torch.distributed group, or a `Communicator`, whose ranks share their counts. None:
+        the ids given are the whole batch.
+
+    Further options: rank, of this process where there is no group (for locality); nodes, number of
+    nodes (default: the hosts of a torch group, else 1); solver, as in "exact", "even",
+    "exact:tolerance=1.02" (keep the even split when its fullest rank is within 2 % of the mean);
+    transport, "auto", "shm" or "torch", of the counts among the ranks; timeout in seconds for
+    ranks that are gone or late; threads for CPU ids (0 = all; results do not depend on it).
+    """
+
+    def __init__(self, redundant_to_original: Array, n_routed_experts: int,
+                 n_logical_routed_experts: int, ep_size: int | None = None, group: Any = None, *,
+                 rank: int | None = None, nodes: int | None = None, solver: str = "exact",
+                 transport: str = "auto", timeout: float = 10.0, threads: int = 1) -> None:
+        r2o = as_integers(redundant_to_original, "redundant_to_original")
+        if r2o.ndim != 2 or 0 in r2o.shape:
+            raise c.bad(f"redundant_to_original has shape {r2o.shape}, must be "
+                        "[group_size][num_redundants]")
+        _check_r2o(r2o)
+        self._model = redundant_to_original
+        self._r2o = r2o
+        self._options(n_routed_experts, n_logical_routed_experts, ep_size, group, rank, solver,
+                      transport, timeout, threads)
+        self.group_size, self.num_redundants = r2o.shape
+        if self.ep_size % self.group_size:
+            raise c.bad(f"ep_size {self.ep_size} is not a multiple of the {self.group_size} ranks "
+                        "of redundant_to_original")
+        self.n_group = self.ep_size // self.group_size
+        self._check_counts_of_experts()
+        self.combined_redundant_experts = (
+            (self.n_local_routed_experts - self.n_local_logical_routed_experts)
+            // self.num_redundants)
+        self.r2o = like(r2o.astype(np.int32), self._model)
+        self.o2r = like(np.argsort(r2o, axis=0, kind="stable").astype(np.int32), self._model)
+        self._join(group, nodes)
+        self.update_redundancy_mapping()
+
+    @classmethod
+    def from_placement(cls, physical_to_logical_map: Array, n_logical_routed_experts: int | None = None,
+                       ep_size: int | None = None, group: Any = None, *,
+                       slots_per_rank: Sequence[int] | None = None, node: Sequence[int] | None = None,
+                       rank: int | None = None, solver: str = "exact", transport: str = "auto",
+                       timeout: float = 10.0, threads: int = 1) -> Planner:
+        """A planner for any placement of one layer, with any number of copies.
+
+        physical_to_logical_map: int [P] (or [1][P]), -1 = empty slot; slots of a rank are
+        contiguous, slots_per_rank [G] where they are unequal. node: node of every rank [G].
+        """
+        self = cls.__new__(cls)
+        table = as_integers(physical_to_logical_map, "physical_to_logical_map")
+        if table.ndim == 2 and table.shape[0] == 1:
+            table = table[0]
+        if table.ndim != 1 or table.size == 0:
+            raise c.bad(f"physical_to_logical_map has shape {table.shape}; a planner takes the "
+                        "[slots] of one layer")
+        self._model = physical_to_logical_map
+        self._r2o = None
+        experts = int(table.max()) + 1 if n_logical_routed_experts is None else (
+            n_logical_routed_experts)
+        self._options(table.size, experts, ep_size, group, rank, solver, transport, timeout,
+                      threads)
+        self.r2o = self.o2r = None
+        self.group_size, self.num_redundants, self.n_group = self.ep_size, None, 1
+        self.combined_redundant_experts = None
+        self.n_local_routed_experts = table.size // self.ep_size
+        self.n_local_logical_routed_experts = experts // self.ep_size
+        self._node = None if node is None else list(as_integers(node, "node"))
+        self._join(group, None)
+        self.update_placement(table, slots_per_rank=slots_per_rank)
+        return self
+
+    # ---- set up ----
+
+    def _options(self, n_routed: int, n_logical: int, ep_size: int | None, group: Any,
+                 rank: int | None, solver: str, transport: str, timeout: float,
+                 threads: int) -> None:
+        if ep_size is None:
+            if group is None:
+                raise c.bad("ep_size must be given when group is None")
+            ep_size = group.size()
+        if ep_size < 1 or n_logical < 1 or n_routed < 1:
+            raise c.bad(f"{ep_size} ranks, {n_logical} logical and {n_routed} physical experts: "
+                        "all must be positive", c.RANGE)
+        if rank is not None and not 0 <= rank < ep_size:
+            raise c.bad(f"rank {rank} is outside [0, {ep_size})", c.RANGE)
+        if rank is not None and group is not None:
+            raise c.bad("give rank or group, not both: a group knows its ranks")
+        self.ep_size = ep_size
+        self.n_routed_experts = n_routed
+        self.n_logical_routed_experts = n_logical
+        self.solver = solver
+        self._rank, self._transport, self._timeout = rank, transport, timeout
+        self._threads = threads
+        self.deep_ep_initialized = False
+        self._comm: Communicator | None = None
+        self._step: Step | None = None
+        self._last = Status("feasible")
+        self._has_run = False
+        self._node: list[int] | None = None
+
+    def _check_counts_of_experts(self) -> None:
+        for what, n in (("n_routed_experts", self.n_routed_experts),
+                        ("n_logical_routed_experts", self.n_logical_routed_experts)):
+            if n % self.ep_size:
+                raise c.bad(f"{what} {n} is not a multiple of the {self.ep_size} ranks")
+        self.n_local_routed_experts = self.n_routed_experts // self.ep_size
+        self.n_local_logical_routed_experts = self.n_logical_routed_experts // self.ep_size
+        spare = self.n_local_routed_experts - self.n_local_logical_routed_experts
+        if spare < self.num_redundants or spare % self.num_redundants:
+            raise c.bad(f"{spare} redundant experts a rank; must be a multiple of the "
+                        f"{self.num_redundants} columns of redundant_to_original")
+        if spare > self.n_local_logical_routed_experts:
+            raise c.bad(f"{spare} redundant experts a rank, but only "
+                        f"{self.n_local_logical_routed_experts} experts to copy")
+
+    def _join(self, group: Any, nodes: int | None) -> None:
+        """Makes the communicator; ranks that were given other options are told so here."""
+        self.ep_group = group
+        self._nodes = nodes
+        if group is None:
+            self._nodes = nodes or 1
+            return
+        if isinstance(group, Communicator):
+            self._comm = group
+            self._nodes = nodes or 1
+        else:
+            self._comm = Communicator.from_group(group, self.n_logical_routed_experts,
+                                                 self._transport, self._timeout)
+            hosts = nodes_of(group)
+            self._nodes = nodes or max(hosts) + 1
+            if self._node is None and group.size() == self.ep_size:
+                self._node = hosts
+        if self._comm.rank() == 0:
+            _log.info("lplb: counts of %d ranks are shared over %s", self._comm.size(),
+                      self._comm.transport)
+        self._comm.agree({
+            "the library's version": c.library().lplb_version().decode(),
+            "n_routed_experts": self.n_routed_experts,
+            "n_logical_routed_experts": self.n_logical_routed_experts,
+            "ep_size": self.ep_size,
+            "redundant_to_original": None if self._r2o is None else self._r2o.tolist(),
+            "nodes": self._nodes,
+            "solver": self.solver,
+        })
+
+    def init_from_deep_ep(self, buffer: Any) -> None:
+        """Shares counts among the ranks of a DeepEP buffer (any version: only `buffer.group`)."""
+        if self.deep_ep_initialized:
+            return
+        group = getattr(buffer, "group", None)
+        if group is None:
+            raise c.bad("this buffer has no torch.distributed group; give the planner one as group")
+        if group.size() != self.ep_size:
+            raise c.bad(f"the buffer's group has {group.size()} ranks, the planner {self.ep_size}")
+        if self.ep_group is not group:
+            self._join(group, self._nodes if self._nodes != 1 else None)
+            self._step = None
+        self.deep_ep_initialized = True
+
+    def reconnect(self) -> None:
+        """Makes a new communicator after a timeout; all ranks of the group must call it."""
+        if self.ep_group is None or isinstance(self.ep_group, Communicator):
+            raise c.bad("reconnect needs a torch.distributed group; make a new planner with a new "
+                        "Communicator instead", c.STATE)
+        if self._comm is not None:
+            self._comm.close()
+        self._join(self.ep_group, self._nodes)
+        self._step = None
+
+    @property
+    def transport(self) -> str | None:
+        """How counts are shared: "shm", "torch", "local", a custom name, None without group."""
+        return None if self._comm is None else self._comm.transport
+
+    # ---- placement ----
+
+    def update_redundancy_mapping(self, workload: Array | None = None
+                                  ) -> tuple[Array, Array, Array]:
+        """Places the experts anew: packed by EPLB without redundancy, heaviest first on each rank,
+        copied along redundant_to_original.
+
+        workload: load history [E], any number type; None: experts stay in order. Every rank must
+        give the same. Returns int32 phy2log [P], log2phy [E][2] (original first, -1 padded) and
+        logcnt [E].
+        """
+        if self._r2o is None:
+            raise c.bad("a planner made by from_placement has no redundant_to_original; use "
+                        "update_placement", c.STATE)
+        ranks, own = self.ep_size, self.n_local_logical_routed_experts
+        if workload is None:
+            packed = np.arange(self.n_logical_routed_experts).reshape(ranks, own)
+        else:
+            packed = self._pack(as_numpy(workload))
+        heads = packed[:, :self.combined_redundant_experts * self.num_redundants].reshape(
+            self.n_group, self.group_size, self.combined_redundant_experts, self.num_redundants)
+        copies = np.empty_like(heads)
+        for d in range(self.num_redundants):
+            copies[..., d] = heads[..., d][:, self._r2o[:, d]]
+        table = np.concatenate([packed, copies.reshape(ranks, -1)], axis=1).reshape(-1)
+        self._set_placement(table.astype(np.int32), None)
+        log2phy = self._copies_in_order()
+        model = self._model if workload is None else workload
+        logcnt = (log2phy >= 0).sum(1, dtype=np.int32)
+        self.phy2log = like(self._placement.physical_to_logical_map[0], model)
+        return self.phy2log, like(log2phy, model), like(logcnt, model)
+
+    def _pack(self, load: np.ndarray) -> np.ndarray:
+        """[G][E/G] experts of every rank, heaviest first."""
+        n = self.n_logical_routed_experts
+        if load.size != n:
+            raise c.bad(f"workload has {load.size} entries, must have {n}")
+        load = load.reshape(n)
+        weight = np.ascontiguousarray(load, dtype=np.float32)
+        table = np.empty(n, np.int32)
+        c.check(c.library().lplb_eplb_rebalance_experts(
+            address(weight), 1, n, n, self.n_group, self._nodes, self.ep_size, address(table),
+            None, None))
+        table = table.reshape(self.ep_size, -1)
+        keys = load if load.dtype.kind == "f" else load.astype(np.int64)
+        order = np.argsort(-keys[table], axis=1, kind="stable")
+        return np.take_along_axis(table, order, axis=1)
+
+    def _copies_in_order(self) -> np.ndarray:
+        """log2phy [E][2]: slots by position on their rank, then rank, so that originals precede."""
+        table = self._placement.physical_to_logical_map[0]
+        local = self.n_local_routed_experts
+        out = np.full((self.n_logical_routed_experts, 2), -1, np.int32)
+        seen = np.zeros(self.n_logical_routed_experts, np.int64)
+        for slot in np.arange(table.size).reshape(-1, local).T.reshape(-1):
+            expert = table[slot]
+            out[expert, seen[expert]] = slot
+            seen[expert] += 1
+        self._home = out[:, 0].copy()
+        return out
+
+    def update_placement(self, physical_to_logical_map: Array, *,
+                         slots_per_rank: Sequence[int] | None = None) -> None:
+        """Another placement of the same experts and ranks, as `from_placement` takes it."""
+        table = as_integers(physical_to_logical_map, "physical_to_logical_map").reshape(-1)
+        self._set_placement(table, slots_per_rank)
+        self._home = self._placement.logical_to_physical_map[0, :, 0].copy()
+        self.n_routed_experts = table.size
+        self.phy2log = like(self._placement.physical_to_logical_map[0], physical_to_logical_map)
+
+    def _set_placement(self, table: np.ndarray, slots_per_rank: Sequence[int] | None) -> None:
+        self._placement = Placement(table, self.ep_size, slots_per_rank=slots_per_rank,
+                                    n_logical_experts=self.n_logical_routed_experts)
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(self._placement.physical_to_logical_map.tobytes())
+        digest.update(self._placement.rank_offset.tobytes())
+        self._tag = int.from_bytes(digest.digest(), "little")
+        self._step = None
+        self._ratio: _RatioSolver | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """The present placement, one layer."""
+        return self._placement
+
+    # ---- one batch ----
+
+    def _cpu_step(self) -> Step:
+        if self._step is None:
+            comm = self._comm if self._comm is not None and self._comm.size() > 1 else None
+            ranks = None if self._rank is None else [self._rank]
+            if self._comm is not None and self._comm.size() == self.ep_size:
+                ranks = list(range(self.ep_size))
+            self._step = Step(self._placement, self.solver, comm, comm.rank() if comm else 0,
+                              ranks, self._node, self._threads, self._tag, self._home)
+            self._has_run = False
+        return self._step
+
+    def run(self, idx: Array, avail_counter: Array | None = None, n_sms: int | None = None, *,
+            locality: bool | None = None, out: Array | None = None) -> Array:
+        """Physical expert ids for logical ones; over all ranks the loads are as equal as they can be.
+
+        idx: int32 or int64, any shape, in [-1, E); -1 stays -1. avail_counter: int32 or int64 of
+        one element; the number of groups is added when the plan is a solved one. n_sms: most
+        multiprocessors to use on a GPU; no meaning on a CPU. locality: keep tokens on their source
+        rank, then node, as far as the optimum allows. out: array to write to, of idx's shape, int32
+        or int64, may be idx itself where the types agree; default: a new array like idx.
+
+        Every rank of the group must call it, also with zero tokens. When counts cannot be shared
+        (a rank is gone or late) the ids go to the experts' homes and `last_status` says so.
+        """
+        check_counter(avail_counter)
+        if n_sms is not None and n_sms < 1:
+            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
+        _refuse_device(idx)
+        step = self._cpu_step()
+        ids = Ids(idx)
+        target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
+        if locality is None:
+            locality = step.solver.locality
+        step.count(ids)
+        status = step.share()
+        if status == c.OK:
+            step.solve(locality)
+            step.map(ids, target, locality)
+            self._last = _SOLVED[step.solver.result.outcome]
+            self._has_run = True
+            if avail_counter is not None and self._last.outcome != "not_converged":
+                add_to_counter(avail_counter, self.n_group)
+        else:
+            self._leave_unbalanced(step, status, ids, target)
+        return target.array if out is None else out
+
+    def _leave_unbalanced(self, step: Step, status: int, ids: Ids, target: Ids) -> None:
+        error = c.last_error(status)
+        if status not in COMM_FAILURES:
+            raise error
+        if self._last.error is None or self._last.error.status != status:
+            warnings.warn(f"lplb: ids stay unbalanced: {error}", RuntimeWarning, stacklevel=3)
+        step.map_unbalanced(ids, target)
+        self._last = Status("unbalanced", error)
+
+    @property
+    def last_status(self) -> Status:
+        """How the last `run` went."""
+        return self._last
+
+    @property
+    def last_plan(self) -> Plan:
+        """The split of the last `run`: tokens, loads, split, bottleneck, `explain()`."""
+        if self._step is None or not self._has_run:
+            raise c.bad("there is no plan yet: call run first", c.STATE)
+        return self._step.solver.snapshot()
+
+    def plan(self, workload: Array) -> Plan:
+        """The plan for given counts [E] of all ranks together, without mapping ids."""
+        hosts = self._cpu_step().hosts
+        solver = Solver(hosts, self.solver,
+                        node=None if self._node is None else np.asarray(self._node))
+        counts = as_integers(workload, "workload")
+        if counts.size != hosts.experts:
+            raise c.bad(f"workload has {counts.size} entries, must have {hosts.experts}")
+        solver.tokens[:] = counts.reshape(-1)
+        solver.solve()
+        return solver.snapshot()
+
+    def explain(self, workload: Array | None = None) -> str:
+        """What limits the last batch, or one with these counts [E], and which copy would help."""
+        return (self.last_plan if workload is None else self.plan(workload)).explain()
+
+    # ---- LPLB's three steps, in ratio mode ----
+
+    def count_workload(self, idx: Array, n_sms: int) -> tuple[Array, Array]:
+        """Counts of the ids: int32 [E], and running sums over n_sms equal parts: int32 [n_sms][E]."""
+        if n_sms < 1:
+            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
+        _refuse_device(idx)
+        ids = Ids(idx)
+        n = self.n_logical_routed_experts
+        total = np.empty(n, np.int64)
+        c.check(c.library().lplb_count_experts(ids.pointer, ids.dtype, ids.count, n, 1,
+                                               address(total)))
+        flat = as_numpy(ids.array).reshape(-1).astype(np.int64)
+        part = np.arange(flat.size) // max(1, -(-flat.size // n_sms))
+        chosen = flat >= 0
+        cells = np.bincount(part[chosen] * n + flat[chosen], minlength=n_sms * n)
+        by_part = np.cumsum(cells.reshape(n_sms, n), axis=0, dtype=np.int32)
+        return like(by_part[-1].copy(), idx), like(by_part, idx)
+
+    def solve_probs(self, workload: Array, avail_counter: Array | None = None
+                    ) -> tuple[Array, Array]:
+        """Shares for the ratio mode.
+
+        workload: counts [E] of this rank (of all ranks where there is no group). Returns
+        float32 [n_group][group_size][num_redundants], the share of tokens that the original
+        experts keep (experts combined in one column share it), and the counts of all ranks,
+        float32 [n_group][group_size][E/G]. With `from_placement`: float32 [E][X], the share of
+        every copy in the order of logical_to_physical_map, and counts [E].
+        """
+        check_counter(avail_counter)
+        _refuse_device(workload)
+        counts = as_integers(workload, "workload").reshape(-1)
+        if counts.size != self.n_logical_routed_experts:
+            raise c.bad(f"workload has {counts.size} entries, must have "
+                        f"{self.n_logical_routed_experts}")
+        if self._comm is not None:
+            counts = self._comm.gather_counts(counts, self._tag).sum(0)
+        if self._ratio is None:
+            self._ratio = (_SlotShares if self._r2o is None else _EdgeShares)(self)
+        share, outcome = self._ratio.solve(counts)
+        if avail_counter is not None and outcome != "not_converged":
+            add_to_counter(avail_counter, self.n_group)
+        total = counts.astype(np.float32)
+        if self._r2o is not None:
+            total = total.reshape(self.n_group, self.group_size, -1)
+        return like(share, workload), like(total, workload)
+
+    def weighted_select_target(self, idx: Array, o_weight: Array, local_workload_by_sm: Array,
+                               n_sms: int) -> Array:
+        """Maps ids by shares: every copy gets floor or ceiling of share x count of this rank's ids.
+
+        idx as in `run`; o_weight from `solve_probs`; local_workload_by_sm int [n_sms][E] from
+        `count_workload` of the same ids. Returns physical ids like idx.
+        """
+        _refuse_device(idx)
+        sums = as_integers(local_workload_by_sm, "local_workload_by_sm")
+        if sums.shape != (n_sms, self.n_logical_routed_experts):
+            raise c.bad(f"local_workload_by_sm has shape {sums.shape}, must be "
+                        f"[{n_sms}][{self.n_logical_routed_experts}]")
+        if self._ratio is None:
+            self._ratio = (_SlotShares if self._r2o is None else _EdgeShares)(self)
+        share = self._ratio.of_hosts(as_numpy(o_weight, np.float32))
+        ids = Ids(idx)
+        target = Ids(ids.empty_like(), "out")
+        counts = np.ascontiguousarray(sums[-1])
+        self._cpu_step().map_by_share(ids, target, share, counts)
+        return target.array
+
+
+_SOLVED = tuple(Status(name) for name in ("optimal", "within_tolerance", "feasible",
+                                          "not_converged"))
+
+
+def _refuse_device(x: Array) -> None:
+    if is_device(x):
+        raise c.bad("GPU arrays need liblplb_cuda, which this build lacks; give CPU arrays",
+                    c.UNSUPPORTED)
+
+
+def _check_r2o(r2o: np.ndarray) -> None:
+    import ctypes
+
+    table = np.ascontiguousarray(r2o, dtype=np.int32)
+    graph = ctypes.POINTER(c.Topology)()
+    c.check(c.library().lplb_topology_from_r2o(address(table), *table.shape, ctypes.byref(graph)))
+    c.library().lplb_topology_destroy(graph)
+
+
+# ---- shares ------------------------------------------------------------------------------------
+
+
+class _RatioSolver:
+    """Shares of the hosts of every expert, and the form in which users see them."""
+
+    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
+        raise NotImplementedError
+
+    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
+        """float32 [sum of hosts] in the order of the dispatcher's hosts."""
+        raise NotImplementedError
+
+
+class _EdgeShares(_RatioSolver):
+    """LPLB's form: one share for every (rank, column): all experts that rank copies to one other
+    rank through this column are one variable."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.shape = (planner.n_group, planner.group_size, planner.num_redundants)
+        ranks, columns = planner.ep_size, planner.num_redundants
+        local, head = planner.n_local_routed_experts, planner.combined_redundant_experts * columns
+        table = planner.placement.physical_to_logical_map[0].reshape(ranks, local)
+        group = np.arange(ranks) // planner.group_size * planner.group_size
+        o2r = np.argsort(planner._r2o, axis=0, kind="stable")
+        own = np.repeat(np.arange(ranks)[:, None], columns, axis=1)
+        copy = group[:, None] + np.tile(o2r, (planner.n_group, 1))
+        self.variable = np.full(planner.n_logical_routed_experts, -1)
+        position = np.arange(head) % columns
+        for r in range(ranks):
+            self.variable[table[r, :head]] = r * columns + position
+        self.home = np.empty(planner.n_logical_routed_experts, np.int64)
+        for r in range(ranks):
+            self.home[table[r, :planner.n_local_logical_routed_experts]] = r
+        pairs = np.sort(np.stack([own.reshape(-1), copy.reshape(-1)], axis=1), axis=1)
+        self.own_first = own.reshape(-1) < copy.reshape(-1)
+        self.ranks = ranks
+        self.solver = Solver(HostTable.from_lists(ranks, pairs.tolist()), planner.solver)
+        hosts = planner._cpu_step().hosts
+        variable = self.variable[hosts.expert]
+        self.host_variable = variable
+        self.host_is_home = hosts.rank == self.home[hosts.expert]
+
+    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
+        copied = self.variable >= 0
+        weight = counts.astype(np.int64)
+        self.solver.tokens[:] = 0
+        np.add.at(self.solver.tokens, self.variable[copied], weight[copied])
+        self.solver.fixed[:] = 0
+        np.add.at(self.solver.fixed, self.home[~copied], weight[~copied])
+        self.solver.solve()
+        halves = self.solver.split.reshape(-1, 2)
+        kept = np.where(self.own_first, halves[:, 0], halves[:, 1])
+        total = self.solver.tokens
+        share = np.where(total > 0, kept / np.maximum(total, 1), 1.0)
+        return share.astype(np.float32).reshape(self.shape), self.solver.outcome
+
+    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
+        if weight.shape != self.shape:
+            raise c.bad(f"o_weight has shape {weight.shape}, must be {self.shape}")
+        kept = weight.reshape(-1)[np.maximum(self.host_variable, 0)]
+        share = np.where(self.host_is_home, kept, 1 - kept)
+        return np.where(self.host_variable < 0, 1, share).astype(np.float32)
+
+
+class _SlotShares(_RatioSolver):
+    """For any placement: a share for every copy of every expert."""
+
+    def __init__(self, planner: Planner) -> None:
+        hosts = planner._cpu_step().hosts
+        self.solver = Solver(hosts, planner.solver)
+        table = planner.placement.logical_to_physical_map[0]
+        offset = planner.placement.rank_offset
+        expert, column = np.nonzero(table >= 0)
+        rank = np.searchsorted(offset, table[expert, column], side="right") - 1
+        key = hosts.expert.astype(np.int64) * hosts.ranks + hosts.rank
+        order = np.argsort(key, kind="stable")
+        wanted = expert.astype(np.int64) * hosts.ranks + rank
+        self.host = order[np.searchsorted(key[order], wanted)]  # of every copy
+        self.expert, self.column, self.shape = expert, column, table.shape
+        self.copies = np.bincount(self.host, minlength=len(hosts.rank))
+        self.hosts = hosts
+
+    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
+        self.solver.tokens[:] = counts
+        self.solver.solve()
+        total = counts[self.hosts.expert]
+        of_host = np.where(total > 0, self.solver.split / np.maximum(total, 1),
+                           1 / np.diff(self.hosts.offset)[self.hosts.expert])
+        share = np.zeros(self.shape, np.float32)
+        share[self.expert, self.column] = of_host[self.host] / self.copies[self.host]
+        return share, self.solver.outcome
+
+    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
+        if weight.shape != self.shape:
+            raise c.bad(f"o_weight has shape {weight.shape}, must be {self.shape}")
+        share = np.zeros(len(self.hosts.rank), np.float32)
+        np.add.at(share, self.host, weight[self.expert, self.column])
+        return share

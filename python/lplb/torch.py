@@ -1,0 +1,216 @@
+"""For PyTorch models: the planner as a module, gradients of copies, weights of a new placement.
+
+Tensors of expert weights have the local physical experts of a rank first: [n_local][...], slot p of
+the placement being row p - first slot of the rank. Without a group (one process that holds all
+ranks' experts) they are [P][...].
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from . import _library as c
+from .placement import Placement
+from .planner import Planner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Balance", "move_weights", "sum_replica_gradients"]
+
+# ---- the planner inside a model -----------------------------------------------------------------
+
+_planners: weakref.WeakValueDictionary[str, Planner] = weakref.WeakValueDictionary()
+# torch.compile keeps an operator of torch.library whole instead of breaking the graph at it.
+_HAS_OPS = hasattr(getattr(torch, "library", None), "custom_op")
+
+if _HAS_OPS:
+
+    @torch.library.custom_op("lplb::run", mutates_args=())
+    def _run(idx: torch.Tensor, planner: str, locality: bool) -> torch.Tensor:
+        return _planners[planner].run(idx, locality=locality)
+
+    @_run.register_fake
+    def _(idx: torch.Tensor, planner: str, locality: bool) -> torch.Tensor:
+        return torch.empty_like(idx, memory_format=torch.contiguous_format)
+
+
+class Balance(torch.nn.Module):
+    """`planner.run` as a module: forward(topk_ids) -> physical ids, of the same shape and type.
+
+    With torch 2.4 and later it is one operator (lplb::run) that torch.compile leaves whole.
+    """
+
+    def __init__(self, planner: Planner, locality: bool = False) -> None:
+        super().__init__()
+        self.planner = planner
+        self.locality = locality
+        self.key = f"{id(planner):x}"
+        _planners[self.key] = planner
+
+    def forward(self, topk_ids: Tensor) -> Tensor:
+        if _HAS_OPS:
+            return torch.ops.lplb.run(topk_ids, self.key, self.locality)
+        return self.planner.run(topk_ids, locality=self.locality)
+
+
+# ---- rows among ranks ---------------------------------------------------------------------------
+
+
+def _placement(where: Planner | Placement) -> Placement:
+    placement = where.placement if isinstance(where, Planner) else where
+    if placement.layers != 1:
+        raise c.bad(f"the placement has {placement.layers} layers; give one layer's")
+    return placement
+
+
+def _rank_and_rows(placement: Placement, group: Any, tensors: Sequence[Tensor]
+                   ) -> tuple[int, int, int]:
+    """(rank, first slot, number of rows); all slots where there is no group."""
+    if group is None:
+        rank, first, rows = 0, 0, placement.slots
+    else:
+        if group.size() != placement.ranks:
+            raise c.bad(f"the group has {group.size()} ranks, the placement {placement.ranks}")
+        rank = group.rank()
+        first = int(placement.rank_offset[rank])
+        rows = int(placement.rank_offset[rank + 1]) - first
+    for t in tensors:
+        if t.shape[0] != rows:
+            raise c.bad(f"a tensor has {t.shape[0]} rows, rank {rank} has {rows} experts")
+    return rank, first, rows
+
+
+def _exchange_rows(tensor: Tensor, send: list[list[int]], n_receive: list[int], group: Any
+                   ) -> Tensor:
+    """Sends rows of tensor: send[r] lists those for rank r; returns the received ones by rank."""
+    order = torch.tensor([row for rows in send for row in rows], dtype=torch.long,
+                         device=tensor.device)
+    out = tensor.index_select(0, order).contiguous()
+    into = torch.empty((sum(n_receive), *tensor.shape[1:]), dtype=tensor.dtype,
+                       device=tensor.device)
+    torch.distributed.all_to_all_single(into, out, n_receive, [len(rows) for rows in send],
+                                        group=group)
+    return into
+
+
+# ---- gradients of copies ------------------------------------------------------------------------
+
+
+def sum_replica_gradients(where: Planner | Placement, gradients: Iterable[Tensor],
+                          group: Any = None) -> None:
+    """Gives every copy of an expert the sum of the gradients of all its copies, in place.
+
+    Copies see different tokens, so each has a part of its expert's gradient; with the sum they
+    stay equal when the optimizer steps. gradients: tensors [n_local][...] ([P][...] without group).
+    Sums are made in the order of slots, on one rank, so that all copies get the same bits. A
+    collective call of the group.
+    """
+    placement, tensors = _placement(where), list(gradients)
+    rank, first, _rows = _rank_and_rows(placement, group, tensors)
+    table = placement.physical_to_logical_map[0]
+    owner = np.repeat(np.arange(placement.ranks), placement.slots_per_rank) if group else (
+        np.zeros(placement.slots, np.int64))
+    copies = [np.flatnonzero(table == e) for e in range(placement.n_logical_experts)]
+    shared = [slots for slots in copies if len(slots) > 1]
+    world = placement.ranks if group else 1
+    # to[r]: my slots whose expert is summed on rank r; back[r]: for every slot of rank r whose
+    # expert is summed here, in the same order, the number of its sum.
+    to: list[list[int]] = [[] for _ in range(world)]
+    back: list[list[int]] = [[] for _ in range(world)]
+    mine = [slots for slots in shared if owner[slots[0]] == rank]
+    for slots in shared:
+        for slot in slots:
+            if owner[slot] == rank:
+                to[owner[slots[0]]].append(int(slot) - first)
+    for number, slots in enumerate(mine):
+        for slot in slots:
+            back[owner[slot]].append(number)
+    for tensor in tensors:
+        _sum_rows(tensor, to, back, mine, owner, group)
+
+
+def _sum_rows(tensor: Tensor, to: list[list[int]], back: list[list[int]],
+              mine: list[np.ndarray], owner: np.ndarray, group: Any) -> None:
+    local = [row for rows in to for row in rows]
+    if group is None:
+        parts = tensor.index_select(0, torch.tensor(local, dtype=torch.long, device=tensor.device))
+    else:
+        parts = _exchange_rows(tensor, to, [len(rows) for rows in back], group)
+    # parts come rank by rank, in back's order; sum each expert's in the order of its slots
+    at = [sum(map(len, back[:r])) for r in range(len(back))]
+    sums = torch.empty((len(mine), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    for number, slots in enumerate(mine):
+        for k, slot in enumerate(slots):
+            r = owner[slot]
+            if k == 0:
+                sums[number].copy_(parts[at[r]])
+            else:
+                sums[number] += parts[at[r]]
+            at[r] += 1
+    if group is None:
+        received = sums.index_select(0, torch.tensor(back[0], dtype=torch.long,
+                                                     device=tensor.device))
+    else:
+        received = _exchange_rows(sums, back, [len(rows) for rows in to], group)
+    tensor.index_copy_(0, torch.tensor(local, dtype=torch.long, device=tensor.device), received)
+
+
+# ---- weights of a new placement -----------------------------------------------------------------
+
+
+def move_weights(before: Planner | Placement, after: Planner | Placement,
+                 tensors: Iterable[Tensor], group: Any = None) -> list[Tensor]:
+    """The same experts' rows (weights, optimizer state) under another placement.
+
+    tensors: [n_local][...] under `before` ([P][...] without group). Returns new tensors under
+    `after`, of the same types; rows of empty slots are zero. Each expert that is new on a rank is
+    sent once, by the rank that `Placement.moves` names. A collective call of the group.
+    """
+    old, new = _placement(before), _placement(after)
+    tensors = list(tensors)
+    if old.n_logical_experts != new.n_logical_experts:
+        raise c.bad(f"{old.n_logical_experts} and {new.n_logical_experts} experts: not the same "
+                    "layer")
+    if group is None:
+        return [_permute(t, old, new) for t in tensors]
+    if old.ranks != new.ranks:
+        raise c.bad(f"{old.ranks} ranks before, {new.ranks} after; a group does not change")
+    rank, first, _rows = _rank_and_rows(old, group, tensors)
+    send: list[list[int]] = [[] for _ in range(new.ranks)]
+    receive: list[list[int]] = [[] for _ in range(new.ranks)]  # experts, by sender
+    held = old.physical_to_logical_map[0][first:int(old.rank_offset[rank + 1])]
+    row_of = {int(e): row for row, e in reversed(list(enumerate(held))) if e >= 0}
+    for move in new.moves(old):
+        if move.source_rank < 0:
+            raise c.bad(f"no rank holds expert {move.expert}: load it from a checkpoint first")
+        if move.source_rank == rank:
+            send[move.rank].append(row_of[move.expert])
+        if move.rank == rank:
+            receive[move.source_rank].append(move.expert)
+    arrived = {e: i for i, e in enumerate(e for experts in receive for e in experts)}
+    begin, end = int(new.rank_offset[rank]), int(new.rank_offset[rank + 1])
+    wanted = new.physical_to_logical_map[0][begin:end]
+    out = []
+    for t in tensors:
+        got = _exchange_rows(t, send, [len(experts) for experts in receive], group)
+        rows = torch.zeros((end - begin, *t.shape[1:]), dtype=t.dtype, device=t.device)
+        for row, e in enumerate(map(int, wanted)):
+            if e >= 0:
+                rows[row].copy_(t[row_of[e]] if e in row_of else got[arrived[e]])
+        out.append(rows)
+    return out
+
+
+def _permute(tensor: Tensor, old: Placement, new: Placement) -> Tensor:
+    _rank_and_rows(old, None, [tensor])
+    first = old.logical_to_physical_map[0, :, 0]
+    wanted = new.physical_to_logical_map[0]
+    source = torch.from_numpy(first[np.maximum(wanted, 0)].astype(np.int64)).to(tensor.device)
+    out = tensor.detach().index_select(0, source)
+    out[torch.from_numpy(wanted < 0).to(tensor.device)] = 0
+    return out

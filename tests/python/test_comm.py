@@ -1,0 +1,197 @@
+"""Counts among ranks without torch: real processes, equal plans, failures that end in time."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+import lplb
+from lplb import _library as c
+from common import CUBE, check_mapped, random_map, run_ranks, skewed_ids
+
+RANKS, EXPERTS, PER_RANK = 4, 24, 8
+
+
+def new_name():
+    return f"pytest-{np.random.SeedSequence().entropy % 10**30}"
+
+
+def connect(name, rank, ranks, timeout=10.0):
+    return lplb.Communicator.shared_memory(name, rank, ranks, 4096, timeout)
+
+
+def ids_of(rank, step):
+    rng = np.random.default_rng(100 * step + rank)
+    tokens = 0 if (rank + step) % 3 == 0 else int(rng.integers(1, 300))  # some rank has none
+    return skewed_ids(rng, (tokens, 2), EXPERTS, sigma=1.5)
+
+
+def many_steps(rank, ranks, name, table):
+    comm = connect(name, rank, ranks)
+    assert (comm.rank(), comm.size(), comm.transport, comm.alive) == (rank, ranks, "shm", True)
+    planner = lplb.Planner.from_placement(table, EXPERTS, group=comm)
+    outs, plans = [], []
+    for step in range(30):
+        outs.append(planner.run(ids_of(rank, step)))
+        plans.append(planner.last_plan.split.tobytes())
+        assert planner.last_status.ok
+    return outs, plans
+
+
+def test_all_ranks_plan_alike_and_realise_the_plan():
+    table = random_map(np.random.default_rng(13), EXPERTS, RANKS, PER_RANK)
+    results = run_ranks(many_steps, RANKS, new_name(), table)
+    alone = lplb.Planner.from_placement(table, EXPERTS, RANKS)
+    for step in range(30):
+        assert len({plans[step] for _, plans in results}) == 1
+        ids = [ids_of(r, step) for r in range(RANKS)]
+        outs = [out[step] for out, _ in results]
+        for i, o in zip(ids, outs):
+            check_mapped(i, o, table)
+        counts = sum(np.bincount(i[i >= 0], minlength=EXPERTS) for i in ids)
+        loads = sum(np.bincount(o[o >= 0] // PER_RANK, minlength=RANKS) for o in outs)
+        best = alone.plan(counts)
+        assert (loads == best.loads).all() and results[0][1][step] == best.split.tobytes()
+
+
+def share_ratio(rank, ranks, name):
+    comm = connect(name, rank, ranks)
+    planner = lplb.Planner(CUBE, 64 + 16, 64, 8, group=comm)
+    ids = skewed_ids(np.random.default_rng(rank), (500, 4), 64, 0.3)
+    counts, by_sm = planner.count_workload(ids, 10)
+    share, total = planner.solve_probs(counts)
+    return ids, share, total, planner.weighted_select_target(ids, share, by_sm, 10)
+
+
+def test_three_steps_share_counts():
+    """Two processes with half of eight ranks' tokens each."""
+    results = run_ranks(share_ratio, 2, new_name())
+    assert (results[0][1] == results[1][1]).all()
+    counts = sum(np.bincount(ids[ids >= 0], minlength=64) for ids, *_ in results)
+    planner = lplb.Planner(CUBE, 64 + 16, 64, 8)
+    share, _ = planner.solve_probs(counts)
+    assert (share == results[0][1]).all()
+    loads = np.zeros(8, np.int64)
+    for ids, _, total, out in results:
+        check_mapped(ids, out, planner.phy2log)
+        assert (total.reshape(-1) == counts).all()
+        loads += np.bincount(out[out >= 0] // 10, minlength=8)
+    assert loads.max() <= planner.plan(counts).max_load + 32
+
+
+def lose_a_rank(rank, ranks, name, table):
+    planner = lplb.Planner.from_placement(table, EXPERTS, group=connect(name, rank, ranks, 0.5))
+    for step in range(3):
+        planner.run(ids_of(rank, step))
+    if rank == 2:
+        time.sleep(1.5)  # the others do not wait so long
+        return None
+    ids, counter = ids_of(rank, 1), np.zeros(1, np.int32)
+    begin = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = planner.run(ids, counter)
+        took = time.monotonic() - begin
+        again = planner.run(ids, counter)
+    assert 0.2 < took < 8, took
+    check_mapped(ids, out, table)
+    home = [int(np.flatnonzero(table == e)[0]) for e in range(EXPERTS)]
+    assert (out[ids >= 0] == np.array(home)[ids[ids >= 0]]).all() and (again == out).all()
+    status = planner.last_status
+    assert status.outcome == "unbalanced" and not status.ok and counter[0] == 0
+    assert status.error.status == c.REMOTE and "dead" in status.error.message
+    assert 1 <= len(caught) <= 2 and "unbalanced" in str(caught[0].message)
+    assert not planner._comm.alive
+    return time.monotonic() - begin
+
+
+def test_a_lost_rank_is_a_timeout_not_a_hang():
+    table = random_map(np.random.default_rng(14), EXPERTS, 3, 10)
+    run_ranks(lose_a_rank, 3, new_name(), table)
+
+
+def disagree(rank, ranks, name):
+    comm = connect(name, rank, ranks)
+    with pytest.raises(lplb.Error, match="rank\\(s\\) 1 do not agree.*solver.*rank %d" % rank):
+        lplb.Planner(CUBE, 80, 64, 8, group=comm, solver="even" if rank == 1 else "exact")
+    with pytest.raises(lplb.Error, match="redundant_to_original"):
+        r2o = CUBE[:, ::-1] if rank == 0 else CUBE
+        lplb.Planner(r2o, 80, 64, 8, group=comm)
+    planner = lplb.Planner(CUBE, 80, 64, 8, group=comm)  # the communicator still works
+    ids = np.arange(64)
+    planner.run(ids)
+    load = np.arange(64)
+    planner.update_redundancy_mapping(load if rank == 0 else load[::-1].copy())
+    with pytest.warns(RuntimeWarning, match="another layer or placement"):
+        out = planner.run(ids)
+    assert planner.last_status.error.status == c.DISAGREE
+    check_mapped(ids, out, planner.phy2log)
+    planner.update_redundancy_mapping(load)
+    planner.run(ids)
+    assert planner.last_status.ok
+    return True
+
+
+def test_ranks_that_disagree_are_told():
+    run_ranks(disagree, 2, new_name())
+
+
+def test_a_transport_of_ones_own():
+    calls = []
+
+    def gather(send, timeout):
+        calls.append((len(send), timeout))
+        if len(calls) > 3:
+            raise TimeoutError("nobody there")
+        return np.stack([send, send])
+
+    comm = lplb.Communicator.custom("mine", 0, 2, 4096, gather, timeout=3)
+    assert comm.transport == "mine" and comm.size() == 2
+    assert comm.all_gather(b"abc") == [b"abc", b"abc"]
+    assert comm.gather_counts(np.array([1, 2])).tolist() == [[1, 2], [1, 2]]
+    comm.agree({"x": 1})
+    assert {t for _, t in calls} == {3.0}
+    with pytest.raises(lplb.Error, match="mine: TimeoutError: nobody there") as caught:
+        comm.gather_counts(np.array([1, 2]))
+    assert caught.value.status == c.TIMEOUT and not comm.alive
+    with pytest.raises(lplb.Error, match="dead"):
+        comm.all_gather(b"abc")
+    wrong = lplb.Communicator.custom("mine", 0, 2, 4096, lambda send, timeout: send)
+    with pytest.raises(lplb.Error, match="shape"):
+        wrong.all_gather(b"abc")
+
+    def interrupt(send, timeout):
+        raise KeyboardInterrupt
+
+    stopped = lplb.Communicator.custom("mine", 0, 2, 4096, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.all_gather(b"abc")
+
+
+def test_alone_and_wrong_arguments():
+    comm = lplb.Communicator.local()
+    planner = lplb.Planner.from_placement(np.arange(8), 8, 4, group=comm)
+    assert (planner.run(np.arange(8)) == np.arange(8)).all() and planner.transport == "local"
+    for call, message in [
+        (lambda: lplb.Communicator.shared_memory("a/b", 0, 1, 4096), "a/b"),
+        (lambda: lplb.Communicator.shared_memory("ab", 1, 1, 4096), "outside"),
+        (lambda: lplb.Communicator.shared_memory("ab", 0, 1, 10), "max_bytes"),
+        (lambda: lplb.Communicator.shared_memory("ab", 0, 1, 4096, timeout=0), "timeout"),
+        (lambda: lplb.Planner.from_placement(np.arange(8), 8, group=comm, rank=0), "not both"),
+        (lambda: planner.reconnect(), "new"),
+    ]:
+        with pytest.raises(lplb.InputError if message != "new" else lplb.Error, match=message):
+            call()
+    with pytest.raises(lplb.Error) as caught:
+        lplb.Communicator.shared_memory(new_name(), 0, 2, 4096, timeout=0.2)
+    assert caught.value.status == c.TIMEOUT
+
+
+def test_init_from_deep_ep_without_torch_group():
+    class Buffer:
+        group = None
+
+    planner = lplb.Planner(CUBE, 80, 64, 8)
+    with pytest.raises(lplb.InputError, match="no torch.distributed group"):
+        planner.init_from_deep_ep(Buffer())
