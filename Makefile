@@ -11,7 +11,8 @@ DEPS      = scripts/install_deps.sh
 # Tests stop a hang themselves (TIMEOUT in tests/CMakeLists.txt).
 CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 
-.PHONY: all deps build demo test test-asan test-tsan fuzz bench format lint install clean
+.PHONY: all deps build demo test test-asan test-tsan test-python fuzz bench format lint install \
+        clean
 all: build
 
 deps:
@@ -47,6 +48,11 @@ test-tsan: deps
 	    -DLPLB_FUZZ=OFF -DLPLB_SANITIZE=thread >/dev/null
 	@cmake --build $(BUILD)-tsan -j $(JOBS)
 	@$(CTEST) --test-dir $(BUILD)-tsan -L threads
+
+# The Python package, with numpy alone and with torch (Debian's, 636 MB installed).
+test-python: build
+	@$(DEPS) python torch
+	@scripts/test_python.sh $(BUILD)
 
 # Coverage-guided, with clang's libFuzzer.
 fuzz:

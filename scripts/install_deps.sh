@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what a group of commands needs, only what is missing; says nothing when nothing is.
-#   scripts/install_deps.sh build [test] [train] [bench] [lint] [fuzz]
+#   scripts/install_deps.sh build [test] [train] [python] [torch] [bench] [lint] [fuzz]
 # What counts is whether the tool or library is there, not the package: on other systems than
 # Debian and Ubuntu install it by the system's own means and this script is content.
 set -eu
@@ -16,6 +16,8 @@ need() { # need PACKAGE CHECK ARGUMENT
 have_compiler() {
     have_tool cc && have_tool c++ && echo "#include <stdio.h>" | cc -E - >/dev/null 2>&1
 }
+# Debian's packages serve Debian's interpreter, whatever else is first in PATH.
+have_module() { "${PYTHON:-/usr/bin/python3}" -c "import $1" >/dev/null 2>&1; }
 
 for group in "${@:-build}"; do
     case "$group" in
@@ -35,6 +37,11 @@ for group in "${@:-build}"; do
         need libopenmpi-dev have_tool mpicc
         need openmpi-bin have_tool mpirun
         ;;
+    python)
+        need python3-numpy have_module numpy
+        need python3-pytest have_module pytest
+        ;;
+    torch) need python3-torch have_module torch ;;
     bench) need coinor-libclp-dev have_library clp ;;
     lint)
         need clang-tidy have_tool clang-tidy
@@ -42,7 +49,8 @@ for group in "${@:-build}"; do
         ;;
     fuzz) need clang have_tool clang ;;
     *)
-        echo "install_deps.sh: no group '$group' (build, test, train, bench, lint, fuzz)" >&2
+        echo "install_deps.sh: no group '$group' (build, test, train, python, torch, bench, lint," \
+            "fuzz)" >&2
         exit 2
         ;;
     esac

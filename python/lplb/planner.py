@@ -1,8 +1,8 @@
 """The planner: LPLB's interface, with an exact integral mapping behind it.
 
 `Planner(redundant_to_original, n_routed_experts, n_logical_routed_experts, ep_size, group)` takes
-what DeepSeek's LPLB takes and has its methods; `Planner.from_placement` takes any placement. CPU and
-GPU tensors of torch and numpy arrays all work; results are of the kind of what came in.
+what DeepSeek's LPLB takes and has its methods; `Planner.from_placement` takes any placement. CPU
+and GPU tensors of torch and numpy arrays all work; results are of the kind of what came in.
 """
 
 from __future__ import annotations
@@ -90,11 +90,12 @@ class Planner:
         self.update_redundancy_mapping()
 
     @classmethod
-    def from_placement(cls, physical_to_logical_map: Array, n_logical_routed_experts: int | None = None,
-                       ep_size: int | None = None, group: Any = None, *,
-                       slots_per_rank: Sequence[int] | None = None, node: Sequence[int] | None = None,
-                       rank: int | None = None, solver: str = "exact", transport: str = "auto",
-                       timeout: float = 10.0, threads: int = 1) -> Planner:
+    def from_placement(cls, physical_to_logical_map: Array,
+                       n_logical_routed_experts: int | None = None, ep_size: int | None = None,
+                       group: Any = None, *, slots_per_rank: Sequence[int] | None = None,
+                       node: Sequence[int] | None = None, rank: int | None = None,
+                       solver: str = "exact", transport: str = "auto", timeout: float = 10.0,
+                       threads: int = 1) -> Planner:
         """A planner for any placement of one layer, with any number of copies.
 
         physical_to_logical_map: int [P] (or [1][P]), -1 = empty slot; slots of a rank are
@@ -326,7 +327,7 @@ class Planner:
 
     def run(self, idx: Array, avail_counter: Array | None = None, n_sms: int | None = None, *,
             locality: bool | None = None, out: Array | None = None) -> Array:
-        """Physical expert ids for logical ones; over all ranks the loads are as equal as they can be.
+        """Physical expert ids for logical ones; the loads of all ranks are as equal as can be.
 
         idx: int32 or int64, any shape, in [-1, E); -1 stays -1. avail_counter: int32 or int64 of
         one element; the number of groups is added when the plan is a solved one. n_sms: most
@@ -399,7 +400,7 @@ class Planner:
     # ---- LPLB's three steps, in ratio mode ----
 
     def count_workload(self, idx: Array, n_sms: int) -> tuple[Array, Array]:
-        """Counts of the ids: int32 [E], and running sums over n_sms equal parts: int32 [n_sms][E]."""
+        """Counts of the ids int32 [E], and their running sums over n_sms parts int32 [n_sms][E]."""
         if n_sms < 1:
             raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
         _refuse_device(idx)

@@ -107,7 +107,7 @@ def test_command(tmp_path):
     assert run_convert().returncode == 2
 
 
-# ---- hostile files --------------------------------------------------------------------------------
+# ---- hostile files ------------------------------------------------------------------------------
 
 
 def archive(path, pickled, storages=(), compress=False):

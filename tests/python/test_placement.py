@@ -38,7 +38,7 @@ def test_imbalance():
         p.imbalance(load, "best")
 
 
-def test_place():
+def test_place(search):
     rng = np.random.default_rng(12)
     load = np.rint(rng.lognormal(0, 1, (6, 3, 32)) * 500).astype(np.int64)
     for options in (dict(algorithm="eplb"), dict(algorithm="search", seed=1),
