@@ -173,7 +173,7 @@ static void test_bad_texts(void **state) {
         {"{\"physical_to_logical_map\": [[0, 1, 2]]}", LPLB_INVALID, "do not divide"},
         {"{\"physical_to_logical_map\": []}", LPLB_RANGE, "impossible"},
         {"{\"physical_to_logical_map\": 3}", LPLB_RANGE, "impossible"},
-        {"{\"physical_to_logical_map\": [[0, 2000000000]]}", LPLB_INVALID, "no slot"},
+        {"{\"physical_to_logical_map\": [[0, 2000000000]]}", LPLB_FORMAT, "cannot have a slot"},
         {"{\"physical_to_logical_map\": [[0, 1]], \"slots_per_rank\": [1]}", LPLB_FORMAT,
          "slots_per_rank"},
         {"{\"model_maps\": {\"A\": {}, \"B\": {}}}", LPLB_UNSUPPORTED, "A, B"},

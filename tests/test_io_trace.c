@@ -169,6 +169,9 @@ static void test_ids_out_of_range(void **state) {
     lplb_trace_options options = {.layout = "TK", .experts = 7};
     expect_failure(lplb__trace_read_memory(image, (int64_t)n, "x", &options, &trace), LPLB_RANGE,
                    "token 1, layer 0: expert 7");
+    options.experts = 40000;
+    expect_failure(lplb__trace_read_memory(image, (int64_t)n, "x", &options, &trace),
+                   LPLB_UNSUPPORTED, "ids allow 32767");
     options.experts = 9;
     expect_ok(lplb__trace_read_memory(image, (int64_t)n, "x", &options, &trace));
     assert_int_equal(trace->experts, 9);

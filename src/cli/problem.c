@@ -162,17 +162,16 @@ static bool read_problem(const json_t *document, problem *p) {
             !read_expert(expert, p, e, &any_sources))
             return false;
     }
-    if (!read_hosts(experts, p) || !read_cost(document, p) ||
-        !read_ints(document, "speed", ranks, 1, LPLB_MAX_SPEED, &p->speed) ||
-        !read_ints(document, "fixed", ranks, 0, LPLB_MAX_TOKENS, &p->fixed) ||
-        !read_ints(document, "node", ranks, INT32_MIN, INT32_MAX, &node))
-        return false;
-    if (node) {
+    bool fine = read_hosts(experts, p) && read_cost(document, p) &&
+                read_ints(document, "speed", ranks, 1, LPLB_MAX_SPEED, &p->speed) &&
+                read_ints(document, "fixed", ranks, 0, LPLB_MAX_TOKENS, &p->fixed) &&
+                read_ints(document, "node", ranks, INT32_MIN, INT32_MAX, &node);
+    if (fine && node) {
         p->node = cli_need((size_t)ranks, sizeof *p->node);
         for (int64_t r = 0; r < ranks; r++) p->node[r] = (int32_t)node[r];
-        free(node);
     }
-    return true;
+    free(node);
+    return fine;
 }
 
 bool problem_read(const char *command_name, const json_t *document, problem *out) {

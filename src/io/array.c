@@ -37,7 +37,8 @@ lplb_status lplb__items_open(const lplb__arrays *arrays, const lplb__array *arra
     int64_t bytes = array->items * lplb_dtype_bytes(array->dtype);
     const char *name = *array->name ? array->name : arrays->input->name;
     lplb__stream_range(arrays->input, array->position, bytes, name, &out->stream);
-    LPLB_TRY(LPLB_CALLOC(out->raw, LPLB__ITEMS_CHUNK * 8));
+    int64_t chunk = array->items < LPLB__ITEMS_CHUNK ? array->items : LPLB__ITEMS_CHUNK;
+    LPLB_TRY(LPLB_CALLOC(out->raw, chunk * 8));
     if (array->zip_index < 0) return LPLB_OK;
 
     lplb_status status = LPLB_OK;
@@ -46,8 +47,9 @@ lplb_status lplb__items_open(const lplb__arrays *arrays, const lplb__array *arra
         LPLB_FAIL_GOTO(status, failed, LPLB_FORMAT, "%s: cannot open %s: %s", arrays->input->name,
                        name, zip_strerror(arrays->archive));
     for (int64_t skip = array->position; skip > 0;) { /* the npy header again */
-        int64_t n = skip < LPLB__ITEMS_CHUNK ? skip : LPLB__ITEMS_CHUNK;
-        LPLB_TRY_GOTO(status, lplb__stream_read_exact(&out->stream, out->raw, n), failed);
+        char header[512];
+        int64_t n = skip < (int64_t)sizeof header ? skip : (int64_t)sizeof header;
+        LPLB_TRY_GOTO(status, lplb__stream_read_exact(&out->stream, header, n), failed);
         skip -= n;
     }
     return LPLB_OK;
@@ -170,13 +172,14 @@ lplb_status lplb__array_scatter(const lplb__arrays *arrays, const lplb__array *a
         step[d] = stride[from];
     }
     int64_t *values = NULL, item = 0, offset = 0;
+    int64_t chunk = array->items < LPLB__ITEMS_CHUNK ? array->items : LPLB__ITEMS_CHUNK;
     lplb__items items = {0};
     lplb_status status;
     LPLB_TRY_GOTO(status, lplb__items_open(arrays, array, &items), done);
-    LPLB_TRY_GOTO(status, LPLB_CALLOC(values, LPLB__ITEMS_CHUNK), done);
+    LPLB_TRY_GOTO(status, LPLB_CALLOC(values, chunk), done);
     while (item < array->items) {
         int64_t n = array->items - item;
-        if (n > LPLB__ITEMS_CHUNK) n = LPLB__ITEMS_CHUNK;
+        if (n > chunk) n = chunk;
         LPLB_TRY_GOTO(status, lplb__items_read(&items, n, values), done);
         for (int64_t i = 0; i < n; i++, item++) {
             LPLB_TRY_GOTO(status, visit(context, offset, values[i], item), done);

@@ -50,9 +50,13 @@ lplb_status lplb__slot_map_finish(const lplb__slot_map *map, int32_t wanted_rank
     int64_t experts = map->experts, cells = map->layers * map->slots;
     for (int64_t i = 0; i < cells && !map->experts; i++)
         if (map->map[i] >= experts) experts = (int64_t)map->map[i] + 1;
-    if (experts < 1 || experts > INT32_MAX || ranks > INT32_MAX)
-        return LPLB_FAIL(LPLB_FORMAT, "%s: %lld experts on %lld ranks", map->name,
-                         (long long)experts, (long long)ranks);
+    /* Before anything of the size of experts or ranks is allocated. */
+    if (experts < 1 || experts > map->slots)
+        return LPLB_FAIL(LPLB_FORMAT, "%s: %lld experts cannot have a slot each, there are %lld",
+                         map->name, (long long)experts, (long long)map->slots);
+    if (ranks > LPLB_MAX_RANKS)
+        return LPLB_FAIL(LPLB_FORMAT, "%s: %lld ranks, at most %d", map->name, (long long)ranks,
+                         LPLB_MAX_RANKS);
     lplb_placement *placement;
     LPLB_TRY(in_file(map->name, lplb_placement_create((int32_t)map->layers, (int32_t)experts,
                                                       (int32_t)map->slots, (int32_t)ranks,

@@ -129,6 +129,9 @@ lplb_status lplb__trace_check_counts(const char *name, const lplb_trace *trace,
 }
 
 lplb_status lplb__trace_check_ids(const char *name, lplb_trace *trace, int64_t experts) {
+    if (experts > LPLB__MAX_EXPERT_IDS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%s: %lld experts, ids allow %d", name,
+                         (long long)experts, LPLB__MAX_EXPERT_IDS);
     int64_t row = (int64_t)trace->layers * trace->topk, n = trace->tokens * row;
     int32_t largest = -1, smallest = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -1,0 +1,8 @@
+/* Placements in JSON, npy, npz and safetensors, with and without the number of ranks. */
+#include "placement_target.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
+    read_placement(data, bytes, 0);
+    read_placement(data, bytes, 2);
+    return 0;
+}
