@@ -135,7 +135,7 @@ typedef struct lplb_manager_config {
     lplb_interval_mode mode;
     int64_t interval, min_interval, max_interval; /* steps [1000, 100, 10000]; periodic: interval */
     double shorter_above, longer_below;           /* ratio of variance to the last [1.2, 0.8] */
-    int64_t adopt_lag; /* steps from request to adoption [50, at most min_interval] */
+    int64_t adopt_lag; /* steps from request to adoption [50, or half of min_interval] */
 
     /* What */
     lplb_place_algorithm algorithm;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/replay_online.h"
 #include "cli/replay_options.h"
 #include "cli/replay_table.h"
 
@@ -23,7 +24,7 @@ static const char help[] =
     "  --report DIR       write DIR/report.html, a self-contained page\n"
     "  --json             one JSON document on stdout (docs/formats.md)\n"
     "  --help             this text\n"
-    "\n"
+    "\n" REPLAY_ONLINE_HELP "\n"
     "Example: gpt-oss-20b on 8 ranks with 2 redundant expert slots each, batches of 512\n"
     "  lplb replay --ranks 8 --redundant 2 --batch-tokens 512 data/gpt-oss-20b/token_topk.npz\n";
 
@@ -83,7 +84,8 @@ typedef struct request {
     replay_options options;
     const char *policy[MAX_POLICIES];
     const char *gpu_model, *report;
-    bool json;
+    double link_gb_per_s, token_ns;
+    bool online, json;
 } request;
 
 static bool parse_layers(const char *name, const char *text, lplb_replay_config *config) {
@@ -119,6 +121,10 @@ static bool take(const char *name, int option, request *q) {
     case 'g': q->gpu_model = optarg; return true;
     case 'r': q->report = optarg; return true;
     case 'j': q->json = true; return true;
+    case 'o': q->online = true; return true;
+    case 'k':
+        return cli_parse_double(name, "--link-gb-per-s", optarg, 1e-6, 1e6, &q->link_gb_per_s);
+    case 't': return cli_parse_double(name, "--token-ns", optarg, 1e-6, 1e9, &q->token_ns);
     default: return replay_options_take(name, option, &q->options);
     }
 }
@@ -137,6 +143,16 @@ static int show(const char *name, const request *q, const lplb_trace *trace,
     return EXIT_OK;
 }
 
+static int run_online(const char *name, const request *q, const char *path) {
+    if (q->report || q->gpu_model)
+        return cli_fail(name, EXIT_USAGE, "--online has no use for --report or --gpu-model");
+    lplb_online_config config = {.struct_size = sizeof config,
+                                 .replay = q->options.config,
+                                 .link_bytes_per_s = q->link_gb_per_s * 1e9,
+                                 .token_ns = q->token_ns};
+    return replay_online(name, &config, &q->options.trace, path, q->json);
+}
+
 int cmd_replay(int argc, char **argv) {
     static const struct option options[] = {REPLAY_OPTIONS,
                                             {"layers", required_argument, 0, 'l'},
@@ -144,6 +160,9 @@ int cmd_replay(int argc, char **argv) {
                                             {"expert-bytes", required_argument, 0, 'b'},
                                             {"gpu-model", required_argument, 0, 'g'},
                                             {"report", required_argument, 0, 'r'},
+                                            {"online", no_argument, 0, 'o'},
+                                            {"link-gb-per-s", required_argument, 0, 'k'},
+                                            {"token-ns", required_argument, 0, 't'},
                                             {"json", no_argument, 0, 'j'},
                                             {"help", no_argument, 0, 'h'},
                                             {0, 0, 0, 0}};
@@ -156,6 +175,9 @@ int cmd_replay(int argc, char **argv) {
     if (argc - optind != 1)
         return cli_fail(argv[0], EXIT_USAGE, "give one trace, a file or a folder; see --help");
     q.options.config.policy = q.policy;
+    if (q.online) return run_online(argv[0], &q, argv[optind]);
+    if (q.link_gb_per_s > 0 || q.token_ns > 0)
+        return cli_fail(argv[0], EXIT_USAGE, "--link-gb-per-s and --token-ns need --online");
     q.options.config.keep_loads = q.report != NULL;
     lplb_gpu_model *model = NULL;
     if (q.gpu_model) {

@@ -88,8 +88,8 @@ static void ideal_pair(const measurement *m, int32_t i, int64_t pair, const int6
 /* What engines do that choose among an expert's copies blindly: each copy gets an even share, the
  * extra tokens the lower slots. Where a rank holds two copies of an expert, that differs from an
  * even split over its hosts. */
-static void even_over_slots(const lplb_hosts *hosts, const int32_t *slots_of_host,
-                            const int64_t *tokens, int64_t *split) {
+void lplb__even_over_slots(const lplb_hosts *hosts, const int32_t *slots_of_host,
+                           const int64_t *tokens, int64_t *split) {
     for (int32_t e = 0; e < hosts->experts; e++) {
         int64_t slots = 0, first = 0;
         for (int64_t h = hosts->offset[e]; h < hosts->offset[e + 1]; h++) slots += slots_of_host[h];
@@ -124,8 +124,8 @@ static lplb_status policy_pair(const measurement *m, scratch *s, int32_t i, int6
         LPLB_TRY(lplb_plan_solve(s->planner[i], &input, &plan));
         m->plan_us[i * pairs(run) + pair] = (float)(lplb__now_ns() - start) / 1e3f;
     } else {
-        even_over_slots(&s->hosts[i], s->slots_of_host + (int64_t)i * m->most_slots, tokens,
-                        s->split);
+        lplb__even_over_slots(&s->hosts[i], s->slots_of_host + (int64_t)i * m->most_slots, tokens,
+                              s->split);
         sum_loads(&s->hosts[i], s->split, s->loads, &plan.max_load);
     }
     lplb__flow_of_split(&s->flow, &s->hosts[i], s->split, policy->locality);
@@ -146,8 +146,8 @@ static lplb_status policy_pair(const measurement *m, scratch *s, int32_t i, int6
 
 /* ---- one item ---- */
 
-static void count_slots(const lplb_placement *placement, int32_t layer, const lplb_hosts *hosts,
-                        int32_t *slots_of_host) {
+void lplb__count_slots(const lplb_placement *placement, int32_t layer, const lplb_hosts *hosts,
+                       int32_t *slots_of_host) {
     memset(slots_of_host, 0, (size_t)hosts->offset[hosts->experts] * sizeof *slots_of_host);
     const int32_t *expert = placement->physical_to_logical + (int64_t)layer * placement->slots;
     for (int32_t r = 0; r < placement->ranks; r++)
@@ -167,8 +167,8 @@ static lplb_status make_planners(const measurement *m, scratch *s, int32_t layer
         LPLB_TRY(lplb_placement_hosts(placement, layer, s->offset + i * (run->experts + 1),
                                       s->rank + (int64_t)i * m->most_slots, &s->hosts[i]));
         if (!run->policy[i].solves) {
-            count_slots(placement, layer, &s->hosts[i],
-                        s->slots_of_host + (int64_t)i * m->most_slots);
+            lplb__count_slots(placement, layer, &s->hosts[i],
+                              s->slots_of_host + (int64_t)i * m->most_slots);
             continue;
         }
         lplb_plan_config config = run->policy[i].plan;

@@ -113,7 +113,7 @@ static lplb_status read_policies(lplb__replay *run) {
     return LPLB_OK;
 }
 
-static lplb_status check(lplb__replay *run) {
+lplb_status lplb__replay_check(lplb__replay *run) {
     if (run->config.struct_size != sizeof(lplb_replay_config))
         return LPLB_FAIL(LPLB_INVALID,
                          "config.struct_size is %zu, must be %zu (set it to "
@@ -125,7 +125,6 @@ static lplb_status check(lplb__replay *run) {
     LPLB_TRY(check_ranks(run));
     LPLB_TRY(check_layers(run));
     LPLB_TRY(check_batches(run));
-    LPLB_TRY(read_policies(run));
     if (run->config.expert_bytes < 0)
         return LPLB_FAIL(LPLB_RANGE, "an expert of %lld bytes",
                          (long long)run->config.expert_bytes);
@@ -150,7 +149,8 @@ static void fill_header(lplb__replay *run) {
 }
 
 static lplb_status run_all(lplb__replay *run) {
-    LPLB_TRY(check(run));
+    LPLB_TRY(lplb__replay_check(run));
+    LPLB_TRY(read_policies(run));
     fill_header(run);
     LPLB_TRY(lplb__pool_create(run->config.threads, &run->pool));
     LPLB_TRY(lplb__replay_order(run));

@@ -64,6 +64,16 @@ lplb_status lplb__replay_place(lplb__replay *run);
 /* measure.c: everything else of result->policy[i], and result->counts. */
 lplb_status lplb__replay_measure(lplb__replay *run);
 
+/* Slots of each (expert, host) of one layer, in the order of hosts. */
+void lplb__count_slots(const lplb_placement *placement, int32_t layer, const lplb_hosts *hosts,
+                       int32_t *slots_of_host);
+/* The even split, slot by slot, as engines have it. */
+void lplb__even_over_slots(const lplb_hosts *hosts, const int32_t *slots_of_host,
+                           const int64_t *tokens, int64_t *split);
+
+/* replay.c: checks of the request that replays share; fills what run has of it but the policies. */
+lplb_status lplb__replay_check(lplb__replay *run);
+
 /* statistics.c */
 lplb_distribution lplb__distribution(double *values, int64_t n); /* sorts values */
 /* Fills the figures of one policy from pair_imbalance and what was measured beside it: plan_us

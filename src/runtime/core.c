@@ -280,34 +280,58 @@ void lplb__core_step(lplb__core *c) {
 
 /* ---- the request ---- */
 
-/* What to place for: the mean load, or the forecast where that has proved better. False when
- * nothing is known. */
-static bool gather_loads(lplb__core *c) {
-    lplb__job *job = &c->job;
+/* How many batches' load to place for: as a window has them, so that whole counts stay whole, else
+ * as many as make about 20 bits a layer. */
+static double load_batches(const lplb__core *c, double selections) {
+    lplb_tracker_stats stats;
+    lplb_tracker_get_stats(c->tracker, &stats);
+    const lplb_tracker_config *t = &c->config.tracker;
+    int64_t window = t->window ? t->window : 1000; /* the tracker's default */
+    if (t->kind == LPLB_TRACKER_WINDOW)
+        return (double)(stats.batches < window ? stats.batches : window);
+    double batches = 1048576.0 / selections;
+    return batches < 1 ? 1 : batches > 1e6 ? 1e6 : batches;
+}
+
+/* The mean over layers with load of a batch's selections. */
+static double mean_selections(lplb__core *c) {
     int32_t E = c->config.experts, n = 0;
-    if (lplb_tracker_mean(c->tracker, LPLB_STAGE_ALL, c->mean) != LPLB_OK) return false;
-    bool foreseen = c->forecaster &&
-                    lplb_forecaster_predict(c->forecaster, c->variance, c->layer_flag) == LPLB_OK;
-    double selections = 0;
+    double sum = 0;
     for (int32_t layer = 0; layer < c->config.layers; layer++) {
-        const float *mean = c->mean + (int64_t)layer * E;
-        const float *share = c->variance + (int64_t)layer * E; /* scratch: the forecast */
-        int64_t *load = job->load + (int64_t)layer * E;
         double total = 0;
-        for (int32_t e = 0; e < E; e++) total += (double)mean[e];
+        for (int32_t e = 0; e < E; e++) total += (double)c->mean[(int64_t)layer * E + e];
         n += total > 0;
-        selections += total;
-        /* Whole numbers with about 20 bits for a layer. */
-        double scale = total > 0 ? 1048576.0 / total : 0;
-        for (int32_t e = 0; e < E; e++)
-            load[e] = foreseen && c->layer_flag[layer]
-                          ? (int64_t)floor((double)share[e] * 1048576.0 + 0.5)
-                          : (int64_t)floor((double)mean[e] * scale + 0.5);
+        sum += total;
     }
-    job->selections = n ? (int64_t)ceil(selections / n) : 0;
-    job->samples = 0;
-    return n > 0 && lplb_tracker_samples(c->tracker, LPLB_STAGE_ALL, c->sample_capacity,
-                                         job->sample, &job->samples) == LPLB_OK;
+    return n ? sum / n : 0;
+}
+
+/* In layers where the forecast has proved better, the same tokens in the shares it foresees. */
+static lplb_status use_forecast(lplb__core *c) {
+    int32_t E = c->config.experts;
+    float *share = c->variance; /* scratch */
+    LPLB_TRY(lplb_forecaster_predict(c->forecaster, share, c->layer_flag));
+    for (int32_t layer = 0; layer < c->config.layers; layer++) {
+        int64_t *load = c->job.load + (int64_t)layer * E, total = 0;
+        for (int32_t e = 0; e < E; e++) total += load[e];
+        for (int32_t e = 0; c->layer_flag[layer] && e < E; e++)
+            load[e] = (int64_t)floor((double)share[(int64_t)layer * E + e] * (double)total + 0.5);
+    }
+    return LPLB_OK;
+}
+
+/* What to place for, and the batches to judge by. LPLB_STATE when no load is known. */
+static lplb_status gather_loads(lplb__core *c) {
+    lplb__job *job = &c->job;
+    LPLB_TRY(lplb_tracker_mean(c->tracker, LPLB_STAGE_ALL, c->mean));
+    double selections = mean_selections(c);
+    if (!(selections > 0)) return LPLB_FAIL(LPLB_STATE, "no load has been seen");
+    job->selections = (int64_t)ceil(selections);
+    LPLB_TRY(
+        lplb_tracker_counts(c->tracker, LPLB_STAGE_ALL, load_batches(c, selections), job->load));
+    if (c->forecaster) LPLB_TRY(use_forecast(c));
+    return lplb_tracker_samples(c->tracker, LPLB_STAGE_ALL, c->sample_capacity, job->sample,
+                                &job->samples);
 }
 
 static void decided(lplb__core *c) {
@@ -345,7 +369,8 @@ static void begin_request(lplb__core *c) {
     job->repair = c->requested_repair;
     memcpy(job->dead, c->dead, (size_t)c->config.ranks);
     lplb__copy_map(job->from, c->active);
-    if (!gather_loads(c)) { /* ranks changed before any load came: all experts count the same */
+    if (gather_loads(c) !=
+        LPLB_OK) { /* ranks changed before any load came: all experts count the same */
         for (int64_t i = 0; i < c->cells; i++) job->load[i] = 1;
         job->selections = c->config.experts;
         job->samples = 0;

@@ -36,7 +36,7 @@ static lplb_status fill_when(lplb_manager_config *c) {
         return LPLB_FAIL(LPLB_RANGE, "intervals %lld, at least %lld, at most %lld, do not rise",
                          (long long)c->interval, (long long)c->min_interval,
                          (long long)c->max_interval);
-    fill(&c->adopt_lag, c->min_interval < 50 ? c->min_interval : 50);
+    fill(&c->adopt_lag, c->min_interval < 2 ? 1 : c->min_interval < 100 ? c->min_interval / 2 : 50);
     if (c->adopt_lag < 1 || c->adopt_lag > c->min_interval)
         return LPLB_FAIL(LPLB_RANGE, "adopt_lag %lld must be from 1 to min_interval = %lld",
                          (long long)c->adopt_lag, (long long)c->min_interval);
