@@ -100,8 +100,8 @@ static void test_periodic_eplb(void **state) {
     lplb_placement_fill_trivial(now);
     int64_t moves = 0, rearrangements = 0;
     /* The manager's first step is 0, so it decides after step 50, 100, ... with 50 in its window;
-     * what is adopted past the last step never is. */
-    for (int64_t at = 50; at + 50 < STEPS; at += 50) {
+     * each is adopted 25 steps later and in force after one more. */
+    for (int64_t at = 50; at + 26 < STEPS; at += 50) {
         float load[L * E];
         for (int l = 0; l < L; l++) {
             int64_t counts[E];
