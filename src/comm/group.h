@@ -47,6 +47,10 @@ struct lplb__group {
     int rank, size;
 };
 
+/* Whether all members are fine; every member learns the same: its own failure, or LPLB_REMOTE with
+ * `where` for another's. To be called before a collective that some could not reach otherwise. */
+lplb_status lplb__group_agree(lplb__group *group, lplb_status own, const char *where);
+
 /* One process alone. */
 lplb_status lplb__group_self(lplb__group **out);
 

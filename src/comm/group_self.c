@@ -72,3 +72,15 @@ lplb_status lplb__group_self(lplb__group **out) {
     (*out)->size = 1;
     return LPLB_OK;
 }
+
+lplb_status lplb__group_agree(lplb__group *group, lplb_status own, const char *where) {
+    int64_t failed = own != LPLB_OK;
+    if (own != LPLB_OK) { /* its message must survive the collective */
+        (void)group->table->all_reduce_sum(group, &failed, 1, ELEMENT_INT64);
+        return own;
+    }
+    LPLB_TRY(group->table->all_reduce_sum(group, &failed, 1, ELEMENT_INT64));
+    if (failed == 0) return LPLB_OK;
+    return LPLB_FAIL(LPLB_REMOTE, "%lld of %d ranks failed %s", (long long)failed, group->size,
+                     where);
+}

@@ -18,10 +18,11 @@
 #define REAL_CODE "F32"
 #endif
 
-enum { NAME_BYTES = 160, PATH_SIZE = 1024 };
+enum { NAME_BYTES = 160, PATH_SIZE = 1024, MODEL_BYTES = 512 };
 
 /* ---- what a checkpoint holds: visited in file order by writer and reader ---- */
 
+static const char where[] = "at the checkpoint";
 static const char *const moment[] = {"", "optimizer.m1.", "optimizer.m2."};
 
 static void expert_name(const trainer *t, int32_t layer, int32_t expert, int part, int state,
@@ -38,6 +39,19 @@ static void expert_shape(const trainer *t, int part, int64_t *rows, int64_t *col
     int64_t D = t->config.model.width, F = t->config.model.expert_width;
     *rows = part == 2 ? D : F;
     *cols = part == 2 ? F : D;
+}
+
+/* What the shapes of the tensors do not tell, but the model's function depends on. */
+static void describe(const model_config *c, char text[MODEL_BYTES]) {
+    snprintf(text, MODEL_BYTES,
+             "layers=%d width=%d heads=%d kv_heads=%d vocab=%d experts=%d topk=%d expert_width=%d "
+             "shared_width=%d dense_layers=%d dense_width=%d tied=%d router=%s normalize_gates=%d "
+             "rope_theta=%.17g norm_eps=%.17g",
+             c->layers, c->width, c->heads, c->kv_heads, c->vocab, c->experts, c->topk,
+             c->expert_width, c->shared_width, c->dense_layers,
+             c->dense_layers ? c->dense_width : 0, c->tied != 0,
+             c->router == ROUTER_SOFTMAX ? "softmax" : "sigmoid", c->normalize_gates != 0,
+             c->rope_theta, c->norm_eps);
 }
 
 /* ---- writing ---- */
@@ -96,12 +110,13 @@ static lplb_status put(writer *w, const void *data, int64_t bytes) {
 }
 
 static lplb_status put_header(writer *w, const trainer *t) {
-    char step[32], ranks[32];
+    char step[32], ranks[32], shape[MODEL_BYTES];
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     snprintf(ranks, sizeof ranks, "%d", t->model->experts->group->size);
+    describe(&t->config.model, shape);
     json_object_set_new(w->header, "__metadata__",
-                        json_pack("{s:s, s:s, s:s}", "schema", "lplb.checkpoint/1", "step", step,
-                                  "expert_ranks", ranks));
+                        json_pack("{s:s, s:s, s:s, s:s}", "schema", "lplb.checkpoint/1", "step",
+                                  step, "expert_ranks", ranks, "model", shape));
     declare_all(w, t);
     char *text = json_dumps(w->header, JSON_COMPACT);
     if (!text) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the checkpoint's header");
@@ -125,44 +140,74 @@ static lplb_status put_replicated(writer *w, const trainer *t) {
     return LPLB_OK;
 }
 
+/* What it takes to bring one layer's experts to rank 0; the same for every layer. */
+typedef struct gathering {
+    int64_t *send_rows, *recv_rows; /* [ranks] */
+    int64_t *order;                 /* [experts] row of each at rank 0 */
+    buffer send, recv;              /* rows: weights, first, second moments */
+} gathering;
+
+static lplb_status open_gathering(gathering *g, const trainer *t, bool leader) {
+    const experts *x = t->model->experts;
+    int64_t row = 3 * x->expert_items;
+    LPLB_TRY(LPLB_CALLOC(g->send_rows, x->group->size));
+    LPLB_TRY(LPLB_CALLOC(g->recv_rows, x->group->size));
+    LPLB_TRY(LPLB_CALLOC(g->order, x->placement->experts));
+    LPLB_TRY(buffer_need(&g->send, x->local_slots * row));
+    return leader ? buffer_need(&g->recv, x->placement->experts * row) : LPLB_OK;
+}
+
+static void close_gathering(gathering *g) {
+    lplb__free(g->send_rows);
+    lplb__free(g->recv_rows);
+    lplb__free(g->order);
+    buffer_free(&g->send);
+    buffer_free(&g->recv);
+}
+
 /* The experts of one layer come to rank 0 from the hosts of their lowest slots; w is NULL
- * elsewhere. Each row: weights, first, second moments. */
-static lplb_status put_layer(writer *w, trainer *t, int32_t layer, buffer *send, buffer *recv) {
+ * elsewhere. */
+static lplb_status put_layer(writer *w, trainer *t, int32_t layer, gathering *g) {
     experts *x = t->model->experts;
     lplb__group *group = x->group;
     const lplb_placement *p = x->placement;
     const int32_t *map = p->physical_to_logical + (int64_t)layer * p->slots;
-    int64_t items = x->expert_items, row = 3 * items;
-    int64_t *send_rows = NULL, *recv_rows = NULL, *order = NULL;
-    lplb_status status = LPLB_CALLOC(send_rows, group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(recv_rows, group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(order, p->experts); /* row of each expert at 0 */
-    if (status == LPLB_OK) status = buffer_need(send, x->local_slots * row);
-    if (status == LPLB_OK && w) status = buffer_need(recv, p->experts * row);
+    int64_t items = x->expert_items, row = 3 * items, next = 0;
     const real *states[] = {x->weight, t->optimizer->expert_m1, t->optimizer->expert_m2};
-    int64_t next = 0;
-    for (int32_t r = 0; r < group->size && status == LPLB_OK; r++)
+    memset(g->send_rows, 0, sizeof(int64_t) * (size_t)group->size);
+    memset(g->recv_rows, 0, sizeof(int64_t) * (size_t)group->size);
+    for (int32_t r = 0; r < group->size; r++)
         for (int32_t s = p->rank_offset[r]; s < p->rank_offset[r + 1]; s++) {
             bool lowest = map[s] >= 0;
             for (int32_t q = 0; q < s && lowest; q++) lowest = map[q] != map[s];
             if (!lowest) continue;
-            order[map[s]] = next++;
-            if (w) recv_rows[r]++;
+            g->order[map[s]] = next++;
+            if (w) g->recv_rows[r]++;
             if (r != group->rank) continue;
             int64_t at = ((int64_t)layer * x->local_slots + s - x->first_slot) * items;
             for (int i = 0; i < 3; i++)
-                memcpy(send->data + send_rows[0] * row + i * items, states[i] + at,
+                memcpy(g->send.data + g->send_rows[0] * row + i * items, states[i] + at,
                        sizeof(real) * (size_t)items);
-            send_rows[0]++;
+            g->send_rows[0]++;
         }
-    if (status == LPLB_OK)
-        status = group->table->all_to_all_rows(group, send->data, send_rows, recv->data, recv_rows,
-                                               row * (int64_t)sizeof(real));
-    for (int32_t e = 0; w && e < p->experts && status == LPLB_OK; e++)
-        status = put(w, recv->data + order[e] * row, row * (int64_t)sizeof(real));
-    lplb__free(send_rows);
-    lplb__free(recv_rows);
-    lplb__free(order);
+    LPLB_TRY(group->table->all_to_all_rows(group, g->send.data, g->send_rows, g->recv.data,
+                                           g->recv_rows, row * (int64_t)sizeof(real)));
+    for (int32_t e = 0; w && e < p->experts; e++)
+        LPLB_TRY(put(w, g->recv.data + g->order[e] * row, row * (int64_t)sizeof(real)));
+    return LPLB_OK;
+}
+
+/* A full disk at rank 0 stops all at the same layer: nobody waits for rows that nobody takes. */
+static lplb_status put_experts(writer *w, trainer *t) {
+    lplb__group *group = t->model->experts->group;
+    gathering g = {0};
+    lplb_status status = open_gathering(&g, t, w != NULL);
+    for (int32_t l = 0; l < t->model->layout.moe_layers; l++) {
+        status = lplb__group_agree(group, status, where);
+        if (status != LPLB_OK) break;
+        status = put_layer(w, t, l, &g);
+    }
+    close_gathering(&g);
     return status;
 }
 
@@ -224,32 +269,20 @@ static lplb_status open_writer(writer *w, const trainer *t, const char *folder) 
     return put_replicated(w, t);
 }
 
-/* Whether all ranks are fine; every rank learns the same. */
-static lplb_status agree(lplb__group *world, lplb_status own) {
-    int64_t failed = own != LPLB_OK;
-    LPLB_TRY(world->table->all_reduce_sum(world, &failed, 1, ELEMENT_INT64));
-    if (failed == 0) return LPLB_OK;
-    return own != LPLB_OK ? own : LPLB_FAIL(LPLB_REMOTE, "another rank failed at the checkpoint");
-}
-
 lplb_status checkpoint_save(trainer *t, const char *folder) {
     lplb__group *world = t->grid.world;
     bool leader = world->rank == 0, in_first_replica = t->grid.replica->rank == 0;
     writer w = {0};
-    buffer send = {0}, recv = {0};
-    lplb_status status = agree(world, leader ? open_writer(&w, t, folder) : LPLB_OK);
-    for (int32_t l = 0; l < t->model->layout.moe_layers && status == LPLB_OK && in_first_replica;
-         l++)
-        status = put_layer(leader ? &w : NULL, t, l, &send, &recv);
+    lplb_status status =
+        lplb__group_agree(world, leader ? open_writer(&w, t, folder) : LPLB_OK, where);
+    if (status == LPLB_OK && in_first_replica) status = put_experts(leader ? &w : NULL, t);
     if (leader && status == LPLB_OK) status = put_rest(&w, t);
     if (leader && status == LPLB_OK) status = lplb__output_commit(&w.output);
     else if (leader) lplb__output_abort(&w.output);
     if (leader && status == LPLB_OK) status = write_manifest(t, folder, &w);
     if (leader && status == LPLB_OK) remove_old(folder);
     json_decref(w.header);
-    buffer_free(&send);
-    buffer_free(&recv);
-    return agree(world, status);
+    return lplb__group_agree(world, status, where);
 }
 
 /* ---- reading ---- */
@@ -417,6 +450,16 @@ static lplb_status load_all(reader *r, trainer *t) {
     return get(r, "lplb.window", "I64", cells, sizeof(int64_t), t->window);
 }
 
+static lplb_status check_model(const reader *r, const trainer *t) {
+    const json_t *metadata = json_object_get(r->header, "__metadata__");
+    const char *theirs = json_string_value(json_object_get(metadata, "model"));
+    char ours[MODEL_BYTES];
+    describe(&t->config.model, ours);
+    if (theirs && !strcmp(theirs, ours)) return LPLB_OK;
+    return LPLB_FAIL(LPLB_FORMAT, "%s is of another model: %s; this one has %s", r->path,
+                     theirs ? theirs : "it does not say which", ours);
+}
+
 lplb_status checkpoint_load(trainer *t, const char *folder) {
     reader r = {.file = NULL};
     char name[NAME_BYTES];
@@ -424,8 +467,9 @@ lplb_status checkpoint_load(trainer *t, const char *folder) {
     lplb_status status = read_manifest(folder, name, &step, &crc);
     if (status == LPLB_OK) status = open_reader(&r, folder, name);
     if (status == LPLB_OK && t->grid.world->rank == 0) status = check_sum(&r, crc);
-    status = agree(t->grid.world, status);
-    if (status == LPLB_OK) status = agree(t->grid.world, load_all(&r, t));
+    if (status == LPLB_OK) status = check_model(&r, t);
+    status = lplb__group_agree(t->grid.world, status, where);
+    if (status == LPLB_OK) status = lplb__group_agree(t->grid.world, load_all(&r, t), where);
     close_reader(&r);
     if (status == LPLB_OK) t->step = step;
     return status;

@@ -70,11 +70,18 @@ static int exit_code(lplb_status status) {
     }
 }
 
-/* One line from one rank: all ranks fail together (the library's calls agree on failures), so the
- * lowest rank speaks, and any other only if it alone knows the reason. */
-static int report_failure(const lplb__group *world, lplb_status status) {
-    if (world->rank == 0) fprintf(stderr, "lplb train: %s\n", lplb_error_message());
-    return exit_code(status);
+/* One line from one rank. When all ranks fail, the one that knows the reason speaks (the others say
+ * LPLB_REMOTE); a rank that fails alone would leave the others waiting for it, so it ends them. */
+static int report_failure(lplb__group *world, lplb_status status) {
+    enum { PATIENCE_SECONDS = 5 };
+    bool alone = false;
+    int speaker = 0, code = exit_code(status);
+    if (world->size > 1)
+        lplb__group_mpi_failed(world, status != LPLB_REMOTE, PATIENCE_SECONDS, &alone, &speaker,
+                               &code);
+    if (speaker == world->rank) fprintf(stderr, "lplb train: %s\n", lplb_error_message());
+    if (alone) lplb__group_mpi_abort(code);
+    return code;
 }
 
 int main(int argc, char **argv) {

@@ -23,6 +23,7 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->bias, M * E);
     FIELD(m->step_count, M * E);
     FIELD(m->tape, c->layers);
+    FIELD(m->order, N * K);
     for (int32_t l = 0; l < c->layers; l++) {
         layer_tape dummy, *t = taking ? &m->tape[l] : &dummy;
         const struct layer_params *p = &m->layout.layer[l];
@@ -46,6 +47,7 @@ static void lay_out(model *m, bool taking) {
         FIELD(t->route.gate, N * K);
         FIELD(t->route.choice, N * K);
         FIELD(t->route.kept, N * K);
+        t->route.order = m->order;
         FIELD(t->route.count, E);
     }
     FIELD(m->final, N * D);

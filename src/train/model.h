@@ -53,6 +53,7 @@ typedef struct model {
     int64_t *scope_count;                  /* [B][E] */
     /* scratch of the backward */
     real *dstream, *dnorm, *dmixed, *dq, *dk, *dv, *square; /* square [T][T] */
+    int32_t *order;                                         /* [N][K] of the router */
     real *hidden, *dgate, *dup, *dlogit, *dchoice;
     lplb__arena arena;
 } model;

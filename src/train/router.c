@@ -1,5 +1,6 @@
 #include "train/router.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 static void score_token(const model_config *c, const real *logit, real *score, real *log_sum) {
@@ -42,21 +43,48 @@ static real gate_sum(const model_config *c, const real *score, const int32_t *ch
     return sum;
 }
 
-/* Expert e keeps `capacity` of its choices: the earliest, or those with the highest gates (ties to
- * the earlier). Choices are visited token by token, first choices before second ones. */
-static void drop_excess(const model_config *c, int64_t N, routing *r, int32_t e, int64_t capacity) {
-    int64_t n = N * c->topk, excess = r->count[e] - capacity;
-    for (; excess > 0; excess--) {
-        int64_t worst = -1;
-        for (int64_t i = n - 1; i >= 0; i--) {
-            if (r->kept[i] != e) continue;
-            if (worst < 0 || (c->drop == DROP_PROBS && r->gate[i] < r->gate[worst])) worst = i;
-            if (c->drop == DROP_POSITION) break;
-        }
-        r->kept[worst] = -1;
-        r->gate[worst] = 0;
-        r->dropped++;
+/* The order in which an over-full expert gives up choices: lowest gates first, ties to the later
+ * one; or simply the last ones. An index i = token * K + k, so earlier tokens, then first choices,
+ * come first. */
+static bool goes_before(const model_config *c, const real *gate, int32_t a, int32_t b) {
+    if (c->drop == DROP_PROBS && gate[a] != gate[b]) return gate[a] < gate[b];
+    return a > b;
+}
+
+/* Heap of n indices whose root goes last: sift down from `at`. */
+static void sift(const model_config *c, const real *gate, int32_t *heap, int64_t n, int64_t at) {
+    for (;;) {
+        int64_t child = 2 * at + 1;
+        if (child >= n) return;
+        if (child + 1 < n && goes_before(c, gate, heap[child], heap[child + 1])) child++;
+        if (!goes_before(c, gate, heap[at], heap[child])) return;
+        int32_t swap = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swap;
+        at = child;
     }
+}
+
+/* Every expert keeps at most `capacity` of its choices: a heap of those to drop, n log(excess). */
+static void drop_excess(const model_config *c, int64_t N, routing *r, int32_t e, int64_t capacity) {
+    int64_t excess = r->count[e] - capacity, n = 0;
+    if (excess <= 0) return;
+    for (int64_t i = 0; i < N * c->topk; i++) {
+        if (r->kept[i] != e) continue;
+        if (n < excess) {
+            r->order[n++] = (int32_t)i;
+            for (int64_t at = n / 2 - 1; n == excess && at >= 0; at--)
+                sift(c, r->gate, r->order, n, at);
+        } else if (goes_before(c, r->gate, (int32_t)i, r->order[0])) {
+            r->order[0] = (int32_t)i;
+            sift(c, r->gate, r->order, n, 0);
+        }
+    }
+    for (int64_t i = 0; i < excess; i++) {
+        r->kept[r->order[i]] = -1;
+        r->gate[r->order[i]] = 0;
+    }
+    r->dropped += excess;
 }
 
 void route_forward(const model_config *c, const real *bias, int64_t N, routing *r) {

@@ -15,6 +15,7 @@ typedef struct routing {
     int32_t *choice; /* [N][K] experts by falling selection score, before dropping */
     int32_t *kept;   /* [N][K] the same, -1 where the expert was over capacity */
     int64_t *count;  /* [E] choices per expert, before dropping */
+    int32_t *order;  /* [N][K] scratch */
     int64_t dropped;
 } routing;
 

@@ -233,6 +233,7 @@ static lplb_status compare_options(const run *r) {
 static lplb_status open_run(run *r) {
     const run_options *o = r->options;
     int64_t latest = -1;
+    lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
     LPLB_TRY(share_text(r));
     LPLB_TRY(trainer_create(&o->trainer, r->world, &r->text, &r->trainer));
@@ -243,8 +244,8 @@ static lplb_status open_run(run *r) {
         if (latest >= 0) LPLB_TRY(checkpoint_load(r->trainer, o->checkpoint));
     }
     if (*o->log && r->leader && !(r->log = fopen(o->log, o->resume ? "a" : "w")))
-        return LPLB_FAIL(LPLB_IO, "cannot write %s: %s", o->log, strerror(errno));
-    return LPLB_OK;
+        status = LPLB_FAIL(LPLB_IO, "cannot write %s: %s", o->log, strerror(errno));
+    return lplb__group_agree(r->world, status, "opening the log");
 }
 
 static void close_run(run *r) {
@@ -272,7 +273,8 @@ lplb_status run_training(const run_options *o, lplb__group *world) {
     if (*o->record_routing && r.trainer) {
         lplb_status written =
             recorder_finish(&r.recorder, r.trainer, status == LPLB_OK ? o->record_routing : NULL);
-        if (status == LPLB_OK) status = written;
+        if (status == LPLB_OK)
+            status = lplb__group_agree(world, written, "writing the recorded routing");
     }
     if (status == LPLB_OK) status = print_summary(&r);
     clear_progress(&r);

@@ -50,12 +50,11 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
                              .world = world,
                              .seed = config->seed};
     int64_t tokens = t->local_sequences * config->model.context;
-    lplb_status status = make_grid(t, world);
+    lplb_status status = sampler_create(text, config->model.context, config->seed, &t->sampler);
+    if (status == LPLB_OK) status = make_grid(t, world);
     if (status == LPLB_OK)
         status = model_create(&config->model, &options, t->grid.expert, &t->model);
     if (status == LPLB_OK) status = optimizer_create(&config->optimizer, t->model, &t->optimizer);
-    if (status == LPLB_OK)
-        status = sampler_create(text, config->model.context, config->seed, &t->sampler);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->token, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->target, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->first, tokens);

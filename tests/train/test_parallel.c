@@ -10,52 +10,9 @@
 
 #include <string.h>
 
-#include "base/rng.h"
-#include "comm/mpi/group_mpi.h"
-#include "train/trainer.h"
+#include "fixture.h"
 
 enum { STEPS = 12, SEQUENCES = 8 };
-
-static lplb__group *world;
-static corpus text;
-
-/* Words of a skewed made-up language, so that routing is uneven. */
-static void make_text(corpus *c) {
-    lplb__rng rng;
-    lplb__rng_seed(&rng, 11, 0);
-    char document[600];
-    for (int d = 0; d < 60; d++) {
-        int64_t n = 100 + lplb__rng_below(&rng, 500), common = lplb__rng_below(&rng, 20);
-        for (int64_t i = 0; i < n; i++) {
-            double u = lplb__rng_uniform(&rng);
-            document[i] = (char)('a' + (int64_t)(u * u * u * 25 + (double)common) % 26);
-        }
-        assert_int_equal(corpus_add(c, document, n), LPLB_OK);
-    }
-}
-
-static trainer_config base_config(void) {
-    trainer_config c;
-    trainer_config_default(&c);
-    c.model.layers = 2;
-    c.model.width = 32;
-    c.model.heads = 2;
-    c.model.kv_heads = 2;
-    c.model.context = 24;
-    c.model.experts = 8;
-    c.model.expert_width = 24;
-    c.model.init_std = 0.1;
-    c.optimizer.steps = STEPS;
-    c.optimizer.warmup_steps = 3;
-    c.optimizer.rate = 3e-3;
-    c.global_batch = SEQUENCES;
-    c.seed = 5;
-    return c;
-}
-
-static void must(lplb_status status) {
-    if (status != LPLB_OK) fail_msg("rank %d: %s", world->rank, lplb_error_message());
-}
 
 static void train(const trainer_config *config, lplb__group *group, step_report *report) {
     trainer *t;
@@ -87,7 +44,7 @@ static void compare(const char *what, trainer_config config) {
 
 static void test_expert_parallel(void **state) {
     (void)state;
-    trainer_config c = base_config();
+    trainer_config c = small_config(STEPS, SEQUENCES);
     compare("experts over the ranks", c);
     c.redundant = 1;
     compare("a copy more on each rank", c);
@@ -101,7 +58,7 @@ static void test_expert_parallel(void **state) {
 
 static void test_replicas(void **state) {
     (void)state;
-    trainer_config c = base_config();
+    trainer_config c = small_config(STEPS, SEQUENCES);
     c.expert_ranks = world->size > 1 ? world->size / 2 : 1;
     compare("replicas of the expert-parallel group", c);
     c.redundant = 1;
@@ -110,7 +67,7 @@ static void test_replicas(void **state) {
 
 static void test_routers(void **state) {
     (void)state;
-    trainer_config c = base_config();
+    trainer_config c = small_config(STEPS, SEQUENCES);
     c.redundant = 1;
     c.model.router = ROUTER_SIGMOID;
     c.model.aux = AUX_SEQUENCE;
@@ -142,19 +99,14 @@ static void test_sums(void **state) {
     }
 }
 
-int main(int argc, char **argv) {
+static int run_all(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_expert_parallel),
         cmocka_unit_test(test_replicas),
         cmocka_unit_test(test_routers),
     };
-    if (lplb__group_mpi_world(&argc, &argv, &world) != LPLB_OK) return 1;
-    make_text(&text);
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    corpus_destroy(&text);
-    world->table->destroy(world);
-    if (failed) lplb__group_mpi_abort(1); /* the others may be waiting */
-    lplb__group_mpi_finish();
-    return 0;
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
+
+int main(int argc, char **argv) { return run_on_ranks(argc, argv, run_all); }

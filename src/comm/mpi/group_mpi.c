@@ -6,9 +6,9 @@
 
 #include <limits.h>
 #include <mpi.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 
@@ -31,6 +31,7 @@ struct lplb__request {
 };
 
 static bool started_here;
+static MPI_Comm failures = MPI_COMM_NULL;
 
 static lplb_status check(int error, const char *what) {
     if (error == MPI_SUCCESS) return LPLB_OK;
@@ -263,6 +264,8 @@ lplb_status lplb__group_mpi_world(int *argc, char ***argv, lplb__group **out) {
         started_here = true;
     }
     LPLB_TRY(check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup"));
+    if (failures == MPI_COMM_NULL)
+        LPLB_TRY(check(MPI_Comm_dup(MPI_COMM_WORLD, &failures), "MPI_Comm_dup"));
     return make_group(world, out);
 }
 
@@ -270,6 +273,28 @@ void lplb__group_mpi_finish(void) {
     int finished;
     MPI_Finalized(&finished);
     if (started_here && !finished) MPI_Finalize();
+}
+
+/* A collective of its own communicator, made at the start, so that a rank in the middle of another
+ * collective cannot be confused with it. */
+void lplb__group_mpi_failed(lplb__group *world, bool own, double seconds, bool *alone, int *speaker,
+                            int *code) {
+    MPI_Request request;
+    enum { CODES = 256 };
+    int done = 0, mine = (world->rank + (own ? 0 : world->size)) * CODES + *code, lowest;
+    double limit = MPI_Wtime() + seconds;
+    *speaker = world->rank;
+    *alone = true;
+    if (MPI_Iallreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, failures, &request)) return;
+    while (!done && MPI_Wtime() < limit) {
+        struct timespec pause = {0, 5000000};
+        if (MPI_Test(&request, &done, MPI_STATUS_IGNORE)) return;
+        if (!done) nanosleep(&pause, NULL);
+    }
+    *alone = !done;
+    if (!done) return;
+    *speaker = lowest / CODES % world->size;
+    *code = lowest % CODES;
 }
 
 void lplb__group_mpi_abort(int code) {

@@ -1,0 +1,56 @@
+#!/bin/sh
+# lplb train from outside: exit codes, one line of error from one rank, a run, a resumed run, a
+# trace that lplb replay reads.
+#   program.sh PATH_OF_LPLB
+set -u
+lplb=$1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder" || exit 1
+failed=0
+
+# expect CODE WORDS ARGUMENTS...: that exit code, and one line on stderr that has the words.
+expect() {
+    code=$1 words=$2
+    shift 2
+    "$lplb" train "$@" >out 2>err
+    got=$?
+    if [ $got != "$code" ] || [ "$(wc -l <err)" != 1 ] || ! grep -q -- "$words" err; then
+        echo "lplb train $*: exit $got instead of $code, or not one line with '$words':"
+        cat err
+        failed=1
+    fi
+}
+
+i=0
+while [ $i -lt 400 ]; do
+    echo "line $i of a text that is long enough to learn from: $((i * i % 97)) and so on."
+    i=$((i + 1))
+done >text.txt
+small="--text text.txt --layers 2 --width 32 --heads 2 --kv-heads 2 --context 32 --experts 8
+    --expert-width 32 --global-batch 8 --micro-batch 2 --warmup-steps 2"
+
+expect 2 "no option 'wrong'" --wrong 3
+expect 2 "must be a whole number" --layers many
+expect 2 "needs a value" --layers
+expect 2 "f32 or f64" --precision f16
+printf 'model:\n  layer: 3\n' >bad.yaml
+expect 2 "line 2, column 3" --config bad.yaml
+expect 2 "text is kjv" --ranks 2 --text absent.txt
+expect 2 "do not divide over 3 ranks" --ranks 3 $small --global-batch 6
+expect 2 "a shorter context" --ranks 2 $small --context 100000 --global-batch 2 --micro-batch 1
+expect 2 "no checkpoint" $small --checkpoint absent --generate line
+expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
+expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
+
+run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"
+"$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --json >json || failed=1
+grep -q '"schema":"lplb.train/1","steps":10' json || { cat json; failed=1; }
+[ "$(wc -l <log)" = 10 ] || failed=1
+"$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --json >replayed || failed=1
+grep -q '"policy": *"lplb"' replayed || failed=1
+"$lplb" train $run --steps 12 --resume --json >json || failed=1
+grep -q '"steps":2,"step":12' json || { cat json; failed=1; }
+"$lplb" train $small --checkpoint ck --generate "line 1" --generate-bytes 20 >text || failed=1
+grep -q '^line 1' text || failed=1
+exit $failed

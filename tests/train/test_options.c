@@ -1,0 +1,193 @@
+/* Options from flags and YAML with the place of every mistake; the router's capacity. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+#include "train/options.h"
+#include "train/router.h"
+
+static lplb_status read_yaml(run_options *o, const char *yaml) {
+    char path[] = "/tmp/lplb-options-XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    assert_int_equal(write(file, yaml, strlen(yaml)), (ssize_t)strlen(yaml));
+    close(file);
+    lplb_status status = run_options_read(o, path);
+    remove(path);
+    return status;
+}
+
+static void test_yaml(void **state) {
+    (void)state;
+    run_options o;
+    run_options_default(&o);
+    assert_int_equal(read_yaml(&o, "model:\n  layers: 3\n  tied: false\nrouter: {aux: sequence}\n"
+                                   "balance:\n  mode: search\n  redundant: 2\n"
+                                   "train: {rate: 2.5e-3, text: 'a b'}\n"),
+                     LPLB_OK);
+    assert_int_equal(o.trainer.model.layers, 3);
+    assert_int_equal(o.trainer.model.tied, 0);
+    assert_int_equal(o.trainer.model.aux, AUX_SEQUENCE);
+    assert_int_equal(o.mode, MODE_SEARCH);
+    assert_true(o.trainer.optimizer.rate == 2.5e-3);
+    assert_string_equal(o.text, "a b");
+    assert_int_equal(run_options_check(&o), LPLB_OK);
+}
+
+static void test_yaml_mistakes(void **state) {
+    (void)state;
+    static const struct {
+        const char *yaml, *word;
+    } cases[] = {
+        {"model:\n  layers: x\n", "line 2, column 3"},
+        {"model:\n  layer: 3\n", "line 2, column 3"},
+        {"model:\n  heads: 99999999999\n", "whole number"},
+        {"router:\n  aux: sometimes\n", "none|sequence|batch|global"},
+        {"train:\n  steps: 5\nmodel: 7\n", "line 3, column 8"},
+        {"train:\n  model.steps: 5\n", "line 2"},
+        {"model:\n  layers: [1, 2]\n", "line 2, column 11"},
+        {"model: {layers: 3\n", "line 2"},
+        {"- a\n", "sections"},
+        {"", "sections"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        run_options o;
+        run_options_default(&o);
+        assert_int_not_equal(read_yaml(&o, cases[i].yaml), LPLB_OK);
+        if (!strstr(lplb_error_message(), cases[i].word))
+            fail_msg("case %zu: '%s' lacks '%s'", i, lplb_error_message(), cases[i].word);
+    }
+}
+
+/* The dump of any options reads back as the same dump. */
+static void test_dump(void **state) {
+    (void)state;
+    char *first = NULL, *second = NULL;
+    size_t bytes;
+    run_options o, again;
+    run_options_default(&o);
+    run_options_default(&again);
+    assert_int_equal(run_options_set(&o, "router.bias-rate", "0.1"), LPLB_OK);
+    assert_int_equal(run_options_set(&o, "text", "a \"quoted\" \\ name"), LPLB_OK);
+    assert_int_equal(run_options_set(&o, "resume", "yes"), LPLB_OK);
+    FILE *out = open_memstream(&first, &bytes);
+    run_options_write(&o, out);
+    fclose(out);
+    if (read_yaml(&again, first) != LPLB_OK) fail_msg("%s", lplb_error_message());
+    out = open_memstream(&second, &bytes);
+    run_options_write(&again, out);
+    fclose(out);
+    assert_string_equal(first, second);
+    free(first);
+    free(second);
+}
+
+static void test_combinations(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *value, *word;
+    } cases[] = {
+        {"redundant", "2", "mode none"},
+        {"mode", "eplb", "redundant"},
+        {"heads", "5", "even head width"},
+        {"topk", "9", "topk"},
+        {"solver", "exact:tolerance=1.1", "locality"},
+        {"resume", "true", "checkpoint"},
+        {"generate", "x", "checkpoint"},
+        {"warmup-steps", "400", "warm-up"},
+        {"held-out", "1", "held-out"},
+        {"rate", "-1", "learning rate"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        run_options o;
+        run_options_default(&o);
+        assert_int_equal(run_options_set(&o, cases[i].name, cases[i].value), LPLB_OK);
+        assert_int_not_equal(run_options_check(&o), LPLB_OK);
+        if (!strstr(lplb_error_message(), cases[i].word))
+            fail_msg("%s: '%s' lacks '%s'", cases[i].name, lplb_error_message(), cases[i].word);
+    }
+}
+
+/* ---- capacity ---- */
+
+enum { N = 40, E = 6, K = 2 };
+
+typedef struct storage {
+    real logit[N * E], score[N * E], log_sum[N], gate[N * K];
+    int32_t choice[N * K], kept[N * K], order[N * K];
+    int64_t count[E];
+} storage;
+
+static routing routing_of(storage *s) {
+    return (routing){.logit = s->logit,
+                     .score = s->score,
+                     .log_sum = s->log_sum,
+                     .gate = s->gate,
+                     .choice = s->choice,
+                     .kept = s->kept,
+                     .count = s->count,
+                     .order = s->order};
+}
+
+/* By counting: a choice goes if too many of its expert's choices are better. */
+static void check_drops(const model_config *c, const storage *full, const storage *s,
+                        int64_t dropped, int64_t capacity) {
+    int64_t seen = 0;
+    for (int i = 0; i < N * K; i++) {
+        int64_t better = 0;
+        for (int j = 0; j < N * K; j++) {
+            if (full->choice[j] != full->choice[i] || j == i) continue;
+            bool ahead = c->drop == DROP_PROBS && full->gate[j] != full->gate[i]
+                             ? full->gate[j] > full->gate[i]
+                             : j < i;
+            better += ahead;
+        }
+        bool goes = better >= capacity;
+        seen += goes;
+        assert_int_equal(s->kept[i], goes ? -1 : full->choice[i]);
+        assert_true(s->gate[i] == (goes ? 0 : full->gate[i]));
+    }
+    assert_int_equal(dropped, seen);
+}
+
+static void test_capacity(void **state) {
+    (void)state;
+    lplb__rng rng;
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        static storage full, dropping;
+        model_config c;
+        model_config_default(&c);
+        c.experts = E;
+        c.topk = K;
+        lplb__rng_seed(&rng, seed, 1);
+        for (int i = 0; i < N * E; i++) /* few values, so that ties are many */
+            full.logit[i] = dropping.logit[i] =
+                (real)lplb__rng_below(&rng, 4) + (real)(i % E == 0 ? seed % 3 : 0);
+        routing a = routing_of(&full), b = routing_of(&dropping);
+        route_forward(&c, NULL, N, &a);
+        assert_int_equal(a.dropped, 0);
+        c.capacity_factor = 0.1 + 0.2 * (double)(seed % 7);
+        c.drop = seed % 2 ? DROP_PROBS : DROP_POSITION;
+        route_forward(&c, NULL, N, &b);
+        int64_t capacity = (int64_t)ceil((double)(N * K) / E * c.capacity_factor);
+        check_drops(&c, &full, &dropping, b.dropped, capacity);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_yaml),     cmocka_unit_test(test_yaml_mistakes),
+        cmocka_unit_test(test_dump),     cmocka_unit_test(test_combinations),
+        cmocka_unit_test(test_capacity),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

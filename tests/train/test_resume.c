@@ -1,0 +1,259 @@
+/* Checkpoints: resuming gives the bits that never stopping gives, another number of ranks goes on
+ * within rounding, and what is damaged or of another model is refused with its files left alone.
+ * Run under mpirun. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fixture.h"
+#include "train/checkpoint.h"
+#include "train/generate.h"
+#include "train/rebalance.h"
+
+enum { STEPS = 12, STOP = 6, SEQUENCES = 8, PATH_SIZE = 300 };
+
+static char folder[200];
+
+static trainer_config config_of(int ranks) {
+    trainer_config c = small_config(STEPS, SEQUENCES);
+    c.micro_batch = SEQUENCES / ranks;
+    c.redundant = ranks > 1;
+    c.model.router = ROUTER_SIGMOID;
+    c.model.bias_rate = 1e-2;
+    return c;
+}
+
+static trainer *open_trainer(const trainer_config *c, lplb__group *group) {
+    trainer *t;
+    must(trainer_create(c, group, &text, &t));
+    return t;
+}
+
+/* Steps up to `until`, with a new placement in the middle of each half. */
+static void go_on(trainer *t, int64_t until, double *loss) {
+    while (t->step < until) {
+        step_report r;
+        rebalance_report moves;
+        must(trainer_step(t, &r));
+        loss[r.step] = r.loss;
+        if (t->config.redundant && t->step % STOP == STOP / 2)
+            must(trainer_rebalance(t, LPLB_PLACE_EPLB, &moves));
+    }
+}
+
+static void test_resume(void **state) {
+    (void)state;
+    trainer_config c = config_of(world->size);
+    double straight[STEPS], resumed[STEPS];
+    trainer *a = open_trainer(&c, world), *b = open_trainer(&c, world), *d = NULL;
+    go_on(a, STEPS, straight);
+    go_on(b, STOP, resumed);
+    must(checkpoint_save(b, folder));
+    trainer_destroy(b);
+
+    d = open_trainer(&c, world);
+    must(checkpoint_load(d, folder));
+    assert_int_equal(d->step, STOP);
+    go_on(d, STEPS, resumed);
+    for (int i = 0; i < STEPS; i++) assert_true(straight[i] == resumed[i]);
+    assert_memory_equal(a->model->param, d->model->param,
+                        sizeof(real) * (size_t)a->model->layout.items);
+    const experts *x = a->model->experts, *y = d->model->experts;
+    int64_t cells = (int64_t)x->placement->layers * x->placement->slots;
+    assert_memory_equal(x->placement->physical_to_logical, y->placement->physical_to_logical,
+                        sizeof(int32_t) * (size_t)cells);
+    assert_memory_equal(
+        x->weight, y->weight,
+        sizeof(real) * (size_t)(x->placement->layers * (int64_t)x->local_slots * x->expert_items));
+    trainer_destroy(a);
+    trainer_destroy(d);
+}
+
+/* The checkpoint that test_resume left, on one rank. */
+static void test_other_ranks(void **state) {
+    (void)state;
+    trainer_config many = config_of(world->size), one = config_of(1);
+    double together[STEPS], alone[STEPS];
+    lplb__group *self;
+    must(lplb__group_self(&self));
+    trainer *t = open_trainer(&many, world), *u = open_trainer(&one, self);
+    must(checkpoint_load(t, folder));
+    must(checkpoint_load(u, folder));
+    go_on(t, STEPS, together);
+    go_on(u, STEPS, alone);
+    for (int i = STOP; i < STEPS; i++)
+        if (fabs(together[i] - alone[i]) > 1e-9 * alone[i])
+            fail_msg("step %d: %.15g on %d ranks, %.15g on one", i, together[i], world->size,
+                     alone[i]);
+    trainer_destroy(t);
+    trainer_destroy(u);
+    self->table->destroy(self);
+}
+
+/* ---- damage ---- */
+
+static char *read_whole(const char *name, size_t *bytes) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    fseek(file, 0, SEEK_END);
+    *bytes = (size_t)ftell(file);
+    rewind(file);
+    char *data = malloc(*bytes + 1);
+    assert_non_null(data);
+    assert_int_equal(fread(data, 1, *bytes, file), *bytes);
+    fclose(file);
+    return data;
+}
+
+static void write_whole(const char *name, const char *data, size_t bytes) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(data, 1, bytes, file), bytes);
+    fclose(file);
+}
+
+static void expect_refusal(trainer *t, lplb_status wanted, const char *word) {
+    lplb_status status = checkpoint_load(t, folder);
+    assert_int_equal(status, wanted);
+    if (!strstr(lplb_error_message(), word)) fail_msg("'%s'", lplb_error_message());
+}
+
+/* One rank alone: damage is found before any collective. */
+static void test_damage(void **state) {
+    (void)state;
+    lplb__group *self;
+    trainer_config c = config_of(1);
+    world->table->barrier(world);
+    if (world->rank == 0) {
+        char name[64], other[PATH_SIZE];
+        size_t bytes, manifest_bytes;
+        snprintf(name, sizeof name, "step-%08d.safetensors", STOP);
+        must(lplb__group_self(&self));
+        trainer *t = open_trainer(&c, self);
+        char *data = read_whole(name, &bytes),
+             *manifest = read_whole("latest.json", &manifest_bytes);
+        write_whole(name, data, bytes - 100);
+        expect_refusal(t, LPLB_FORMAT, "checksum");
+        write_whole(name, data, 5);
+        expect_refusal(t, LPLB_FORMAT, "cut short");
+        for (size_t at = 0; at < bytes; at += bytes / 9 + 1) { /* single bits anywhere */
+            data[at] ^= 4;
+            write_whole(name, data, bytes);
+            assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+            data[at] ^= 4;
+        }
+        write_whole(name, data, bytes);
+        write_whole("latest.json", "{", 1);
+        assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+        write_whole("latest.json", "{\"file\":\"../x\",\"step\":1,\"crc32\":1}", 36);
+        assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+        write_whole("latest.json", manifest, manifest_bytes);
+        must(checkpoint_load(t, folder));
+        /* a failed save changes nothing: here the folder is a file */
+        snprintf(other, sizeof other, "%s/latest.json", folder);
+        assert_int_equal(checkpoint_save(t, other), LPLB_IO);
+        must(checkpoint_load(t, folder));
+        trainer_destroy(t);
+        c.model.heads = c.model.kv_heads = 4; /* same tensors, another function */
+        t = open_trainer(&c, self);
+        expect_refusal(t, LPLB_FORMAT, "another model");
+        trainer_destroy(t);
+        c.model.experts = 4;
+        t = open_trainer(&c, self);
+        expect_refusal(t, LPLB_FORMAT, "another model");
+        trainer_destroy(t);
+        self->table->destroy(self);
+        free(data);
+        free(manifest);
+    }
+    world->table->barrier(world);
+}
+
+/* A loss that is not a number stops the step before any weight changes. */
+static void test_not_a_number(void **state) {
+    (void)state;
+    trainer_config c = config_of(world->size);
+    trainer *t = open_trainer(&c, world);
+    step_report r;
+    t->model->param[t->model->layout.final_norm] = (real)NAN;
+    real kept = t->model->param[t->model->layout.head];
+    assert_int_equal(trainer_step(t, &r), LPLB_CHECK_FAILED);
+    assert_non_null(strstr(lplb_error_message(), "step 0"));
+    assert_true(t->model->param[t->model->layout.head] == kept);
+    assert_int_equal(t->step, 0);
+    trainer_destroy(t);
+}
+
+/* Text continues its prompt, is a function of the seed, and longer than the context. */
+static void test_generate(void **state) {
+    (void)state;
+    lplb__group *self;
+    trainer_config c = config_of(1);
+    char *first = NULL, *again = NULL;
+    size_t bytes;
+    must(lplb__group_self(&self));
+    trainer *t = open_trainer(&c, self);
+    must(checkpoint_load(t, folder));
+    FILE *out = open_memstream(&first, &bytes);
+    must(generate_text(t, "abc", 60, 0.8, 3, out));
+    fclose(out);
+    out = open_memstream(&again, &bytes);
+    must(generate_text(t, "abc", 60, 0.8, 3, out));
+    fclose(out);
+    assert_string_equal(first, again);
+    assert_memory_equal(first, "abc", 3);
+    assert_true(bytes <= 3 + 60 + 1);
+    out = open_memstream(&again, &bytes);
+    assert_int_equal(generate_text(t, "", 5, 0.8, 3, out), LPLB_INVALID);
+    fclose(out);
+    free(first);
+    trainer_destroy(t);
+    self->table->destroy(self);
+}
+
+static void make_folder(void) {
+    const char *base = getenv("TMPDIR");
+    if (world->rank == 0) {
+        snprintf(folder, sizeof folder, "%.150s/lplb-resume-XXXXXX", base ? base : "/tmp");
+        if (!mkdtemp(folder)) lplb__group_mpi_abort(1);
+    }
+    if (world->table->broadcast(world, folder, sizeof folder, 0) != LPLB_OK)
+        lplb__group_mpi_abort(1);
+}
+
+static void remove_folder(void) {
+    char path[PATH_SIZE];
+    if (world->rank != 0) return;
+    snprintf(path, sizeof path, "%s/step-%08d.safetensors", folder, STOP);
+    remove(path);
+    snprintf(path, sizeof path, "%s/latest.json", folder);
+    remove(path);
+    rmdir(folder);
+}
+
+static int run_all(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_resume),   cmocka_unit_test(test_other_ranks),
+        cmocka_unit_test(test_damage),   cmocka_unit_test(test_not_a_number),
+        cmocka_unit_test(test_generate),
+    };
+    make_folder();
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (!failed) world->table->barrier(world);
+    remove_folder();
+    return failed;
+}
+
+int main(int argc, char **argv) { return run_on_ranks(argc, argv, run_all); }
