@@ -241,15 +241,11 @@ static lplb_status read_document(run_options *o, const char *path, yaml_document
     return LPLB_OK;
 }
 
-lplb_status run_options_read(run_options *o, const char *path) {
+lplb_status run_options_read_stream(run_options *o, const char *path, FILE *file) {
     yaml_parser_t parser;
     yaml_document_t document;
-    FILE *file = fopen(path, "rb");
-    if (!file) return LPLB_FAIL(LPLB_IO, "cannot open %s: %s", path, strerror(errno));
-    if (!yaml_parser_initialize(&parser)) {
-        fclose(file);
+    if (!yaml_parser_initialize(&parser))
         return LPLB_FAIL(LPLB_NO_MEMORY, "no memory to read %s", path);
-    }
     yaml_parser_set_input_file(&parser, file);
     lplb_status status;
     if (yaml_parser_load(&parser, &document)) {
@@ -260,6 +256,13 @@ lplb_status run_options_read(run_options *o, const char *path) {
                              parser.problem ? parser.problem : "cannot be read");
     }
     yaml_parser_delete(&parser);
+    return status;
+}
+
+lplb_status run_options_read(run_options *o, const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return LPLB_FAIL(LPLB_IO, "cannot open %s: %s", path, strerror(errno));
+    lplb_status status = run_options_read_stream(o, path, file);
     fclose(file);
     return status;
 }

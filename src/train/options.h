@@ -37,6 +37,8 @@ void run_options_default(run_options *o);
 lplb_status run_options_set(run_options *o, const char *name, const char *value);
 /* A YAML file of sections: "model:\n  layers: 4\n". LPLB_FORMAT with line and column. */
 lplb_status run_options_read(run_options *o, const char *path);
+/* The same from an open stream; `path` names it in messages. */
+lplb_status run_options_read_stream(run_options *o, const char *path, FILE *file);
 /* Ranges and combinations; fills what follows from others. */
 lplb_status run_options_check(run_options *o);
 

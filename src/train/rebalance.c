@@ -165,6 +165,13 @@ static lplb_status place(const trainer *t, lplb_place_algorithm algorithm, lplb_
                       out);
 }
 
+lplb_status trainer_can_rebalance(const trainer *t, lplb_place_algorithm algorithm) {
+    lplb_placement *placement = NULL;
+    lplb_status status = place(t, algorithm, &placement);
+    lplb_placement_destroy(placement);
+    return status;
+}
+
 lplb_status trainer_rebalance(trainer *t, lplb_place_algorithm algorithm,
                               rebalance_report *report) {
     const experts *x = t->model->experts;

@@ -14,6 +14,8 @@ typedef struct rebalance_report {
 /* Computes a placement for the counts in t->window on rank 0, adopts it everywhere and clears the
  * window. Nothing changes on failure. */
 lplb_status trainer_rebalance(trainer *t, lplb_place_algorithm algorithm, rebalance_report *report);
+/* Whether the algorithm can place these experts on these ranks at all, known before training. */
+lplb_status trainer_can_rebalance(const trainer *t, lplb_place_algorithm algorithm);
 /* Moves weights and optimizer state to this placement and adopts it. */
 lplb_status trainer_move_experts(trainer *t, const lplb_placement *placement,
                                  rebalance_report *report);

@@ -237,6 +237,7 @@ static lplb_status open_run(run *r) {
     LPLB_TRY(compare_options(r));
     LPLB_TRY(share_text(r));
     LPLB_TRY(trainer_create(&o->trainer, r->world, &r->text, &r->trainer));
+    if (o->mode != MODE_NONE) LPLB_TRY(trainer_can_rebalance(r->trainer, algorithm_of(o->mode)));
     if (o->resume || *o->generate) {
         LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
         if (latest < 0 && *o->generate)

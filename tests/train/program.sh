@@ -39,6 +39,7 @@ expect 2 "line 2, column 3" --config bad.yaml
 expect 2 "text is kjv" --ranks 2 --text absent.txt
 expect 2 "do not divide over 3 ranks" --ranks 3 $small --global-batch 6
 expect 2 "a shorter context" --ranks 2 $small --context 100000 --global-batch 2 --micro-batch 1
+expect 2 "no default topology" --ranks 2 $small --mode lplb --redundant 2
 expect 2 "no checkpoint" $small --checkpoint absent --generate line
 expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
@@ -47,7 +48,8 @@ run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 -
 "$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --json >json || failed=1
 grep -q '"schema":"lplb.train/1","steps":10' json || { cat json; failed=1; }
 [ "$(wc -l <log)" = 10 ] || failed=1
-"$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --json >replayed || failed=1
+"$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --policy none --policy lplb \
+    --json >replayed || failed=1
 grep -q '"policy": *"lplb"' replayed || failed=1
 "$lplb" train $run --steps 12 --resume --json >json || failed=1
 grep -q '"steps":2,"step":12' json || { cat json; failed=1; }

@@ -24,6 +24,8 @@ enum { SEQUENCES = 8, ALGORITHMS = 3 };
 
 static double alone[STEPS], first_norm;
 
+static int algorithms = ALGORITHMS; /* that this build can place with */
+
 static void train_alone(void) {
     trainer_config c = small_config(STEPS, SEQUENCES);
     lplb__group *self;
@@ -36,6 +38,7 @@ static void train_alone(void) {
         alone[i] = r.loss;
         if (i == 0) first_norm = r.grad_norm;
     }
+    if (trainer_can_rebalance(t, LPLB_PLACE_SEARCH) == LPLB_UNSUPPORTED) algorithms--;
     trainer_destroy(t);
     self->table->destroy(self);
 }
@@ -63,14 +66,15 @@ static void check_copies(const trainer *t) {
 }
 
 /* Every 7 steps a new placement by the next algorithm. */
-static void train_moving(int32_t expert_ranks, int first_algorithm, int64_t *moved) {
-    static const lplb_place_algorithm algorithms[ALGORITHMS] = {
-        LPLB_PLACE_EPLB, LPLB_PLACE_TOPOLOGY, LPLB_PLACE_SEARCH};
+static const lplb_place_algorithm algorithm[ALGORITHMS] = {LPLB_PLACE_EPLB, LPLB_PLACE_TOPOLOGY,
+                                                           LPLB_PLACE_SEARCH};
+
+static void train_moving(int32_t expert_ranks, int32_t redundant, int first, int64_t *moved) {
     trainer_config c = small_config(STEPS, SEQUENCES);
     trainer *t;
     c.micro_batch = SEQUENCES / world->size;
     c.expert_ranks = expert_ranks;
-    c.redundant = 2;
+    c.redundant = redundant;
     must(trainer_create(&c, world, &text, &t));
     for (int i = 0; i < STEPS; i++) {
         step_report r;
@@ -78,10 +82,10 @@ static void train_moving(int32_t expert_ranks, int first_algorithm, int64_t *mov
         double error = fabs(r.loss - alone[i]) / alone[i];
         if (error > loss_bound || (i == 0 && fabs(r.grad_norm - first_norm) > 1e-5 * first_norm))
             fail_msg("algorithm %d, step %d: loss %.15g, norm %.9g; one rank has %.15g, %.9g",
-                     first_algorithm, i, r.loss, r.grad_norm, alone[i], first_norm);
+                     first, i, r.loss, r.grad_norm, alone[i], first_norm);
         if (i % 7 != 3) continue;
         rebalance_report moves;
-        must(trainer_rebalance(t, algorithms[(first_algorithm + i / 7) % ALGORITHMS], &moves));
+        must(trainer_rebalance(t, algorithm[(first + i / 7) % algorithms], &moves));
         *moved += moves.moved_slots;
         check_copies(t);
     }
@@ -91,8 +95,8 @@ static void train_moving(int32_t expert_ranks, int first_algorithm, int64_t *mov
 static void test_every_mode(void **state) {
     (void)state;
     int64_t moved = 0;
-    int shortened = STEPS > 20 ? 1 : ALGORITHMS; /* all take turns in the long run */
-    for (int a = 0; a < shortened; a++) train_moving(0, a, &moved);
+    int runs = STEPS > 20 ? 1 : algorithms; /* all take turns in the long run */
+    for (int a = 0; a < runs; a++) train_moving(0, world->size == 4 ? 2 : 1, a, &moved);
     if (world->size > 1) assert_true(moved > 0);
 }
 
@@ -100,7 +104,7 @@ static void test_replicas(void **state) {
     (void)state;
     int64_t moved = 0;
     if (world->size % 2) skip();
-    train_moving(world->size / 2, 1, &moved);
+    train_moving(world->size / 2, 1, 1, &moved);
 }
 
 static int run_all(void) {
