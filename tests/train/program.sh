@@ -45,7 +45,8 @@ expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
 
 run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"
-"$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --json >json || failed=1
+"$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --json >json ||
+    failed=1
 grep -q '"schema":"lplb.train/1","steps":10' json || { cat json; failed=1; }
 [ "$(wc -l <log)" = 10 ] || failed=1
 "$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --policy none --policy lplb \
