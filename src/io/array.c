@@ -160,35 +160,65 @@ lplb_status lplb__items_read(lplb__items *items, int64_t n, int64_t *values) {
     return LPLB_OK;
 }
 
+/* The axes of an array in file order, the one that runs fastest last; neighbours that one stride
+ * walks through are one axis. */
+typedef struct walk {
+    int64_t extent[LPLB__MAX_DIMS], step[LPLB__MAX_DIMS], index[LPLB__MAX_DIMS];
+    int32_t dims; /* at least 1 */
+    int64_t offset;
+} walk;
+
+static walk begin_walk(const lplb__array *array, const int64_t *stride) {
+    walk w = {.extent = {1}};
+    for (int32_t d = 0; d < array->dims; d++) {
+        int32_t from = array->fortran ? array->dims - 1 - d : d;
+        int64_t extent = array->shape[from], step = stride[from];
+        if (w.dims > 0 && w.step[w.dims - 1] == step * extent) {
+            w.extent[w.dims - 1] *= extent;
+            w.step[w.dims - 1] = step;
+        } else {
+            w.extent[w.dims] = extent;
+            w.step[w.dims++] = step;
+        }
+    }
+    if (w.dims == 0) w.dims = 1; /* a single number */
+    return w;
+}
+
+/* n items further, at most to the end of the fastest axis. */
+static void advance(walk *w, int64_t n) {
+    int32_t d = w->dims - 1;
+    w->offset += n * w->step[d];
+    w->index[d] += n;
+    for (; d > 0 && w->index[d] == w->extent[d]; d--) {
+        w->offset += w->step[d - 1] - w->step[d] * w->extent[d];
+        w->index[d] = 0;
+        w->index[d - 1]++;
+    }
+}
+
 lplb_status lplb__array_scatter(const lplb__arrays *arrays, const lplb__array *array,
                                 const int64_t *stride, lplb__item_visitor visit, void *context) {
     if (array->items == 0) return LPLB_OK;
-    /* Axes in file order, the one that runs fastest last. */
-    int64_t extent[LPLB__MAX_DIMS] = {0}, step[LPLB__MAX_DIMS] = {0}, index[LPLB__MAX_DIMS] = {0};
-    int32_t dims = array->dims;
-    for (int32_t d = 0; d < dims; d++) {
-        int32_t from = array->fortran ? dims - 1 - d : d;
-        extent[d] = array->shape[from];
-        step[d] = stride[from];
-    }
-    int64_t *values = NULL, item = 0, offset = 0;
-    int64_t chunk = array->items < LPLB__ITEMS_CHUNK ? array->items : LPLB__ITEMS_CHUNK;
+    walk w = begin_walk(array, stride);
+    int64_t *values = NULL, chunk = array->items;
+    if (chunk > LPLB__ITEMS_CHUNK) chunk = LPLB__ITEMS_CHUNK;
     lplb__items items = {0};
     lplb_status status;
     LPLB_TRY_GOTO(status, lplb__items_open(arrays, array, &items), done);
     LPLB_TRY_GOTO(status, LPLB_CALLOC(values, chunk), done);
-    while (item < array->items) {
+    for (int64_t item = 0; item < array->items;) {
         int64_t n = array->items - item;
         if (n > chunk) n = chunk;
         LPLB_TRY_GOTO(status, lplb__items_read(&items, n, values), done);
-        for (int64_t i = 0; i < n; i++, item++) {
-            LPLB_TRY_GOTO(status, visit(context, offset, values[i], item), done);
-            for (int32_t d = dims - 1; d >= 0; d--) {
-                offset += step[d];
-                if (++index[d] < extent[d]) break;
-                offset -= step[d] * extent[d];
-                index[d] = 0;
-            }
+        for (int64_t i = 0; i < n;) {
+            int64_t run = w.extent[w.dims - 1] - w.index[w.dims - 1];
+            if (run > n - i) run = n - i;
+            LPLB_TRY_GOTO(
+                status, visit(context, w.offset, w.step[w.dims - 1], values + i, run, item), done);
+            advance(&w, run);
+            i += run;
+            item += run;
         }
     }
 done:
@@ -197,9 +227,11 @@ done:
     return status;
 }
 
-static lplb_status store_item(void *context, int64_t offset, int64_t value, int64_t item) {
-    (void)item;
-    ((int64_t *)context)[offset] = value;
+static lplb_status store_items(void *context, int64_t offset, int64_t step, const int64_t *values,
+                               int64_t n, int64_t first) {
+    (void)first;
+    int64_t *out = (int64_t *)context + offset;
+    for (int64_t i = 0; i < n; i++) out[i * step] = values[i];
     return LPLB_OK;
 }
 
@@ -217,7 +249,7 @@ lplb_status lplb__array_read(const lplb__arrays *arrays, const lplb__array *arra
     }
     int64_t *values;
     LPLB_TRY(LPLB_CALLOC(values, array->items));
-    lplb_status status = lplb__array_scatter(arrays, array, stride, store_item, values);
+    lplb_status status = lplb__array_scatter(arrays, array, stride, store_items, values);
     if (status != LPLB_OK) lplb__free(values);
     else *out = values;
     return status;

@@ -67,9 +67,10 @@ lplb_status lplb__array_read(const lplb__arrays *arrays, const lplb__array *arra
                              int64_t max_items, int64_t **out);
 
 /* Visits the array in file order and gives every item's offset under strides [dims]: the value of
- * index (i0, i1, ...) belongs at sum of i_d * stride[d]. */
-typedef lplb_status (*lplb__item_visitor)(void *context, int64_t offset, int64_t value,
-                                          int64_t item);
+ * index (i0, i1, ...) belongs at sum of i_d * stride[d]. Items come in runs: values[i], the item
+ * number first + i of the file, belongs at offset + i * step. */
+typedef lplb_status (*lplb__item_visitor)(void *context, int64_t offset, int64_t step,
+                                          const int64_t *values, int64_t n, int64_t first);
 lplb_status lplb__array_scatter(const lplb__arrays *arrays, const lplb__array *array,
                                 const int64_t *stride, lplb__item_visitor visit, void *context);
 

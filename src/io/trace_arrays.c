@@ -200,23 +200,29 @@ typedef struct id_store {
     int64_t row; /* ids of a token */
 } id_store;
 
-static lplb_status store_id(void *context, int64_t offset, int64_t value, int64_t item) {
+static lplb_status store_ids(void *context, int64_t offset, int64_t step, const int64_t *values,
+                             int64_t n, int64_t first) {
     const id_store *store = context;
-    if (value < -1 || value >= LPLB__MAX_EXPERT_IDS) {
-        const reader *r = store->reader;
-        return LPLB_FAIL(LPLB_RANGE,
-                         "%s: token %lld: expert id %lld (item %lld) is outside "
-                         "[-1, %d)",
-                         r->name, (long long)(offset / store->row), (long long)value,
-                         (long long)item, LPLB__MAX_EXPERT_IDS);
+    int16_t *ids = store->ids + offset;
+    uint64_t outside = 0; /* id + 1 must be in [0, 32767]; looked into only when some is not */
+    for (int64_t i = 0; i < n; i++) {
+        outside |= ((uint64_t)values[i] + 1) & ~(uint64_t)LPLB__MAX_EXPERT_IDS;
+        ids[i * step] = (int16_t)values[i];
     }
-    store->ids[offset] = (int16_t)value;
-    return LPLB_OK;
+    if (!outside) return LPLB_OK;
+    int64_t i = 0;
+    while (((uint64_t)values[i] + 1) <= LPLB__MAX_EXPERT_IDS) i++;
+    return LPLB_FAIL(LPLB_RANGE, "%s: token %lld: expert id %lld (item %lld) is outside [-1, %d)",
+                     store->reader->name, (long long)((offset + i * step) / store->row),
+                     (long long)values[i], (long long)(first + i), LPLB__MAX_EXPERT_IDS);
 }
 
-static lplb_status store_count(void *context, int64_t offset, int64_t value, int64_t item) {
-    (void)item; /* signs and totals are checked with their step and layer afterwards */
-    ((int64_t *)context)[offset] = value;
+/* Signs and totals are checked with their step and layer afterwards. */
+static lplb_status store_counts(void *context, int64_t offset, int64_t step, const int64_t *values,
+                                int64_t n, int64_t first) {
+    (void)first;
+    int64_t *counts = (int64_t *)context + offset;
+    for (int64_t i = 0; i < n; i++) counts[i * step] = values[i];
     return LPLB_OK;
 }
 
@@ -241,7 +247,7 @@ static lplb_status read_ids(reader *r, lplb_trace **out) {
     r->tokens *= steps;
     LPLB_TRY(lplb__trace_create_topk(r->name, r->tokens, layers, topk, r->options, out));
     id_store store = {.reader = r, .ids = (*out)->topk_ids, .row = row};
-    LPLB_TRY(lplb__array_scatter(r->arrays, r->main, stride, store_id, &store));
+    LPLB_TRY(lplb__array_scatter(r->arrays, r->main, stride, store_ids, &store));
     return lplb__trace_check_ids(r->name, *out, r->experts);
 }
 
@@ -251,7 +257,7 @@ static lplb_status read_counts(reader *r, lplb_trace **out) {
     int64_t steps = summed ? 1 : n[0], layers = n[summed ? 0 : 1], experts = n[summed ? 1 : 2];
     LPLB_TRY(lplb__trace_create_counts(r->name, steps, layers, experts, r->options, out));
     int64_t stride[3] = {layers * experts, experts, 1};
-    LPLB_TRY(lplb__array_scatter(r->arrays, r->main, summed ? stride + 1 : stride, store_count,
+    LPLB_TRY(lplb__array_scatter(r->arrays, r->main, summed ? stride + 1 : stride, store_counts,
                                  (*out)->counts));
     if (r->experts && r->experts != experts)
         return LPLB_FAIL(LPLB_INVALID, "%s has %lld experts, not the %lld that were announced",
