@@ -9,7 +9,8 @@
 static const char *const default_policies[] = {"none", "eplb",         "eplb+exact",
                                                "lplb", "search+exact", "ideal"};
 enum { N_DEFAULT_POLICIES = sizeof default_policies / sizeof default_policies[0] };
-enum { DEFAULT_BATCH_TOKENS = 4096 };
+enum { DEFAULT_BATCH_TOKENS = 4096, MAX_POLICIES = 1024 };
+static const int64_t max_expert_bytes = (int64_t)1 << 40;
 
 void lplb__replay_progress(const lplb__replay *run, double fraction, const char *what) {
     if (run->config.progress) run->config.progress(fraction, what, run->config.progress_user);
@@ -96,7 +97,8 @@ static lplb_status read_policies(lplb__replay *run) {
     lplb_replay_config *c = &run->config;
     const char *const *names = c->policies ? c->policy : default_policies;
     int32_t n = c->policies ? c->policies : N_DEFAULT_POLICIES;
-    if (n < 0) return LPLB_FAIL(LPLB_RANGE, "%d policies", n);
+    if (n < 0 || n > MAX_POLICIES)
+        return LPLB_FAIL(LPLB_RANGE, "%d policies; at most %d", n, MAX_POLICIES);
     LPLB_TRY(LPLB_CALLOC(run->policy, n));
     LPLB_TRY(LPLB_CALLOC(run->result->policy, n));
     run->result->policies = n;
@@ -125,8 +127,8 @@ lplb_status lplb__replay_check(lplb__replay *run) {
     LPLB_TRY(check_ranks(run));
     LPLB_TRY(check_layers(run));
     LPLB_TRY(check_batches(run));
-    if (run->config.expert_bytes < 0)
-        return LPLB_FAIL(LPLB_RANGE, "an expert of %lld bytes",
+    if (run->config.expert_bytes < 0 || run->config.expert_bytes > max_expert_bytes)
+        return LPLB_FAIL(LPLB_RANGE, "an expert of %lld bytes; from 0 to 2^40 are possible",
                          (long long)run->config.expert_bytes);
     LPLB_TRY(LPLB_CALLOC(run->node, run->ranks));
     for (int32_t r = 0; r < run->ranks; r++) run->node[r] = r / (run->ranks / run->nodes);
