@@ -80,15 +80,17 @@ static void print_step(const run *r, const step_report *s) {
                 (long long)s->step + 1, (long long)steps, s->loss, rate);
 }
 
-static void log_step(const run *r, const step_report *s) {
+/* validated: r->validation is of this step. */
+static void log_step(const run *r, const step_report *s, bool validated) {
     if (!r->log) return;
     json_t *line = json_pack(
-        "{s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "schema",
-        "lplb.train_step/1", "step", (json_int_t)s->step + 1, "loss", s->loss, "balance_loss",
-        s->balance, "z_loss", s->z, "grad_norm", s->grad_norm, "rate", s->rate, "tokens",
-        (json_int_t)s->tokens, "dropped", (json_int_t)s->dropped, "seconds", s->seconds,
+        "{s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:o}",
+        "schema", "lplb.train_step/1", "step", (json_int_t)s->step + 1, "loss", s->loss,
+        "balance_loss", s->balance, "z_loss", s->z, "grad_norm", s->grad_norm, "rate", s->rate,
+        "tokens", (json_int_t)s->tokens, "dropped", (json_int_t)s->dropped, "seconds", s->seconds,
         "imbalance_before", s->imbalance_before, "imbalance_after", s->imbalance_after, "plan_us",
-        s->plan_us, "expert_cpu_max", s->expert_cpu_max, "expert_cpu_mean", s->expert_cpu_mean);
+        s->plan_us, "expert_cpu_max", s->expert_cpu_max, "expert_cpu_mean", s->expert_cpu_mean,
+        "validation_loss", validated ? json_real(r->validation) : json_null());
     json_dumpf(line, r->log, JSON_COMPACT | JSON_REAL_PRECISION(12));
     fputc('\n', r->log);
     fflush(r->log);
@@ -136,9 +138,12 @@ static lplb_place_algorithm algorithm_of(balance_mode mode) {
 }
 
 static lplb_status validate(run *r) {
-    if (r->held_out.bytes <= r->options->trainer.model.context) return LPLB_OK;
-    return trainer_evaluate(r->trainer, &r->held_out, r->options->validate_sequences,
-                            &r->validation);
+    LPLB_TRY(
+        trainer_evaluate(r->trainer, &r->held_out, r->options->validate_sequences, &r->validation));
+    clear_progress(r);
+    if (r->leader && !r->options->json)
+        printf("%6lld %8.4f on held-out text\n", (long long)r->trainer->step, r->validation);
+    return LPLB_OK;
 }
 
 static void add_up(totals *sum, const step_report *s) {
@@ -174,10 +179,12 @@ static lplb_status train_all(run *r) {
         LPLB_TRY(trainer_step(t, &s));
         add_up(&r->sum, &s);
         print_step(r, &s);
-        log_step(r, &s);
         bool last = t->step == o->trainer.optimizer.steps;
+        bool validating = (last || (o->validate_every && t->step % o->validate_every == 0)) &&
+                          r->held_out.bytes > o->trainer.model.context;
         if (!last) LPLB_TRY(rebalance(r));
-        if (last || (o->validate_every && t->step % o->validate_every == 0)) LPLB_TRY(validate(r));
+        if (validating) LPLB_TRY(validate(r));
+        log_step(r, &s, validating);
         if (*o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0)))
             LPLB_TRY(checkpoint_save(t, o->checkpoint));
     }
