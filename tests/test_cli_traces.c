@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "cases/run_cli.h"
+#include "documented.h"
 
 #define GPT_OSS LPLB_SOURCE_DIR "/data/gpt-oss-20b/token_topk.npz"
 #define OLMOE   LPLB_SOURCE_DIR "/data/olmoe-mixtral-prefill/olmoe_c4.json"
@@ -55,6 +56,8 @@ static json_t *document(run_result *r, const char *schema) {
     json_t *root = json_loads(r->out, 0, &error);
     assert_non_null(root);
     assert_string_equal(json_string_value(json_object_get(root, "schema")), schema);
+    if (strcmp(json_string_value(json_object_get(root, "kind")), "placement") != 0)
+        check_documented(root, schema);
     run_free(r);
     return root;
 }
@@ -259,6 +262,23 @@ static void test_convert_refusals(void **state) {
     }
 }
 
+/* The problem and the answer that docs/formats.md shows. */
+static void test_plan_document(void **state) {
+    (void)state;
+    run_result r;
+    run_cli(&r,
+            "{\"ranks\":2,\"experts\":[{\"tokens\":90,\"hosts\":[0,1]},"
+            "{\"tokens\":30,\"hosts\":[0]}]}",
+            "plan", "--json", "-", NULL);
+    assert_int_equal(r.code, 0);
+    json_t *root = json_loads(r.out, 0, NULL), *example = documented("lplb.plan/1");
+    check_shape(root, example, "lplb.plan/1");
+    assert_true(json_equal(json_object_get(root, "split"), json_object_get(example, "split")));
+    json_decref(root);
+    json_decref(example);
+    run_free(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gen),
@@ -266,6 +286,7 @@ int main(void) {
         cmocka_unit_test(test_convert_traces),
         cmocka_unit_test(test_convert_placements),
         cmocka_unit_test(test_convert_refusals),
+        cmocka_unit_test(test_plan_document),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -95,7 +95,7 @@ lplb_status lplb__arrays_open_npz(const lplb__input *input, lplb__arrays *out) {
         if (name && ends_with(name, "data.pkl"))
             LPLB_FAIL_GOTO(status, failed, LPLB_UNSUPPORTED,
                            "%s is a torch.save file (a pickle); turn it into npz with "
-                           "`python -m lplb.convert IN OUT.npz`",
+                           "`python -m lplb.convert IN -o OUT.npz`",
                            input->name);
     }
     LPLB_TRY_GOTO(status, LPLB_CALLOC(out->array, entries), failed);

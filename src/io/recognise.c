@@ -30,7 +30,7 @@ lplb_status lplb__recognise(const lplb__input *input, lplb__content *out) {
     } else if (is_pickle(start, n)) {
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "%s is a pickle (torch.save); turn it into npz with "
-                         "`python -m lplb.convert IN OUT.npz`",
+                         "`python -m lplb.convert IN -o OUT.npz`",
                          input->name);
     } else if (is_safetensors(start, n, input->bytes)) {
         *out = LPLB__SAFETENSORS;
