@@ -38,7 +38,7 @@ def load_checkpoint(folder):
     return read_safetensors(Path(folder) / manifest["file"])
 
 
-# ---- the text's windows, in the trainer's order ---------------------------------------------------
+# ---- the text's windows, in the trainer's order --------------------------------------------------
 
 
 class Rng:
