@@ -203,8 +203,8 @@ class Twin:
 
     def gradients(self, batch):
         loss, router = self.losses(*batch)
-        for value in self.p.values():
-            value.grad = None
+        for value in self.p.values():  # an expert without tokens has a gradient too: zero
+            value.grad = torch.zeros_like(value)
         (loss + router).backward()
         return loss.item(), {name: value.grad for name, value in self.p.items()}
 
