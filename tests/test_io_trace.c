@@ -178,6 +178,84 @@ static void test_ids_out_of_range(void **state) {
     lplb_trace_destroy(trace);
 }
 
+/* ---- the arrays beside the ids ---- */
+
+typedef struct companions {
+    int64_t shape[3];
+    const char *key, *sequence_key; /* of the ids; "seq_len" or "sequence_id" or NULL */
+    int64_t sequence[8], sequence_items;
+    int64_t layer_ids; /* 0 = no layer_id */
+} companions;
+
+static lplb_status read_with(const companions *c, lplb_trace **out) {
+    static const uint8_t ids[8192];
+    static const int32_t layer_id[8] = {5, 6, 7, 8, 9, 10, 11, 12};
+    lplb__tensor tensors[3] = {{.name = c->key,
+                                .dtype = LPLB_UINT8,
+                                .dims = 3,
+                                .shape = {c->shape[0], c->shape[1], c->shape[2]},
+                                .items = ids}};
+    int32_t n = 1;
+    if (c->sequence_key)
+        tensors[n++] = (lplb__tensor){.name = c->sequence_key,
+                                      .dtype = LPLB_INT64,
+                                      .dims = 1,
+                                      .shape = {c->sequence_items},
+                                      .items = c->sequence};
+    if (c->layer_ids)
+        tensors[n++] = (lplb__tensor){.name = "layer_id",
+                                      .dtype = LPLB_INT32,
+                                      .dims = 1,
+                                      .shape = {c->layer_ids},
+                                      .items = layer_id};
+    expect_ok(lplb__npz_write(in_folder("companions.npz"), tensors, n));
+    return lplb_trace_read(in_folder("companions.npz"), NULL, out);
+}
+
+static void test_companions(void **state) {
+    (void)state;
+    static const struct {
+        companions given;
+        int64_t tokens, sequences; /* tokens 0: refused with `part` */
+        const char *part;
+    } cases[] = {
+        {{{5, 3, 2}, "topk_ids", NULL, {0}, 0, 0}, 5, 0, NULL},
+        {{{3, 5, 2}, "topk_ids_of_layer", NULL, {0}, 0, 0}, 5, 0, NULL},
+        {{{5, 3, 2}, "topk_ids", "seq_len", {2, 0, 3}, 3, 0}, 5, 3, NULL},
+        {{{3, 5, 2}, "topk_ids", "seq_len", {2, 3}, 2, 0}, 5, 2, NULL}, /* so it is [L][T][K] */
+        {{{3, 5, 2}, "topk_ids", NULL, {0}, 0, 3}, 5, 0, NULL},
+        {{{5, 3, 2}, "topk_ids_of_layer", NULL, {0}, 0, 3}, 5, 0, NULL},
+        {{{5, 3, 2}, "topk_ids", "sequence_id", {7, 7, 1, 1, 2}, 5, 3}, 5, 3, NULL},
+        {{{5, 3, 2}, "topk_ids", "sequence_id", {7, 1, 7, 1, 2}, 5, 0},
+         5,
+         0,
+         NULL},                                                      /* interleaved */
+        {{{3, 3, 2}, "topk_ids", "seq_len", {3}, 1, 3}, 3, 1, NULL}, /* T = L: the key's order */
+        {{{5, 3, 2}, "topk_ids", "seq_len", {2, 2}, 2, 0}, 0, 0, "speaks of 4 tokens"},
+        {{{5, 3, 2}, "topk_ids", "seq_len", {-1, 6}, 2, 0}, 0, 0, "seq_len"},
+        {{{5, 3, 2}, "topk_ids", "sequence_id", {1, 1}, 2, 0}, 0, 0, "speaks of 2 tokens"},
+        {{{5, 3, 2}, "topk_ids", NULL, {0}, 0, 4}, 0, 0, "layer_id has 4"},
+        {{{4, 600, 2}, "topk_ids", NULL, {0}, 0, 0}, 0, 0, "600 layers"},
+        {{{5, 3, 2}, "unknown", "seq_len", {5}, 1, 0}, 0, 0, "found: unknown, seq_len"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        lplb_trace *trace;
+        lplb_status status = read_with(&cases[i].given, &trace);
+        if (cases[i].tokens == 0) {
+            if (status == LPLB_OK) fail_msg("case %zu was not refused", i);
+            assert_non_null(strstr(lplb_error_message(), cases[i].part));
+            continue;
+        }
+        if (status != LPLB_OK) fail_msg("case %zu: %s", i, lplb_error_message());
+        assert_int_equal(trace->tokens, cases[i].tokens);
+        assert_int_equal(trace->sequences, cases[i].sequences);
+        assert_int_equal(trace->layer_id[0], cases[i].given.layer_ids ? 5 : 0);
+        if (trace->sequences)
+            assert_int_equal(trace->sequence_start[trace->sequences], trace->tokens);
+        lplb_trace_destroy(trace);
+    }
+}
+
 static void test_npz_round_trip(void **state) {
     (void)state;
     for (uint64_t seed = 0; seed < 40; seed++) {
@@ -242,7 +320,29 @@ static void test_max_bytes(void **state) {
     lplb_trace_destroy(trace);
 }
 
-/* ---- recorded data, where there is some ---- */
+/* ---- recorded data: the bundled sets always, the others where they are ---- */
+
+static void test_bundled_data(void **state) {
+    (void)state;
+    lplb_trace *trace;
+    expect_ok(lplb_trace_read(LPLB_SOURCE_DIR "/data/gpt-oss-20b/token_topk.npz", NULL, &trace));
+    assert_int_equal(trace->tokens, 66854);
+    assert_int_equal(trace->layers, 24);
+    assert_int_equal(trace->experts, 32);
+    assert_int_equal(trace->topk, 4);
+    assert_int_equal(trace->sequences, 270);
+    for (int64_t i = 0; i < trace->tokens * 24; i++) { /* a router chooses different experts */
+        const int16_t *id = trace->topk_ids + 4 * i;
+        assert_true(id[0] != id[1] && id[0] != id[2] && id[0] != id[3] && id[1] != id[2] &&
+                    id[1] != id[3] && id[2] != id[3]);
+    }
+    lplb_trace_destroy(trace);
+    expect_ok(
+        lplb_trace_read(LPLB_SOURCE_DIR "/data/olmoe-mixtral-prefill/olmoe_c4.json", NULL, &trace));
+    assert_int_equal(trace->layers, 3);
+    assert_int_equal(trace->experts, 64);
+    lplb_trace_destroy(trace);
+}
 
 static void test_recorded_data(void **state) {
     (void)state;
@@ -279,15 +379,12 @@ static void test_recorded_data(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_item_types),
-        cmocka_unit_test(test_floats),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_bad_npy),
-        cmocka_unit_test(test_ids_out_of_range),
-        cmocka_unit_test(test_npz_round_trip),
-        cmocka_unit_test(test_count),
-        cmocka_unit_test(test_max_bytes),
-        cmocka_unit_test(test_recorded_data),
+        cmocka_unit_test(test_item_types),       cmocka_unit_test(test_floats),
+        cmocka_unit_test(test_layouts),          cmocka_unit_test(test_bad_npy),
+        cmocka_unit_test(test_ids_out_of_range), cmocka_unit_test(test_npz_round_trip),
+        cmocka_unit_test(test_companions),       cmocka_unit_test(test_count),
+        cmocka_unit_test(test_max_bytes),        cmocka_unit_test(test_recorded_data),
+        cmocka_unit_test(test_bundled_data),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
