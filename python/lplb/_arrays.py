@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -37,6 +38,26 @@ def is_device(x: Any) -> bool:
     if hasattr(x, "__dlpack_device__"):
         return int(x.__dlpack_device__()[0]) not in (1, 3)  # CPU, pinned CPU
     return hasattr(x, "__cuda_array_interface__")
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether x is a tensor on a GPU; refuses what is neither that nor in the CPU's memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.is_cuda:
+            return True
+        if x.device.type == "cpu":
+            return False
+        raise bad(f"tensors on {x.device} are not supported; cpu or cuda", UNSUPPORTED)
+    if is_device(x):
+        raise bad("GPU arrays must be torch tensors: torch.from_dlpack(x) makes one without a copy",
+                  UNSUPPORTED)
+    return False
+
+
+def device_index(x: Any) -> int:
+    """The CUDA ordinal of a tensor on a GPU."""
+    return x.get_device()
 
 
 def as_numpy(x: Any, dtype: Any = None) -> np.ndarray:
@@ -139,9 +160,13 @@ def add_to_counter(counter: Any, n: int) -> None:
 def check_counter(counter: Any) -> None:
     if counter is None:
         return
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(counter, torch.Tensor):
+        if counter.dtype in (torch.int32, torch.int64) and counter.numel() == 1:
+            return
     if not hasattr(counter, "dtype") or not hasattr(counter, "shape"):
         raise bad("avail_counter must be an array or tensor, int32 or int64, of one element")
-    size = counter.numel() if is_torch(counter) else int(np.prod(counter.shape))
+    size = math.prod(counter.shape)
     if str(counter.dtype).replace("torch.", "") not in ("int32", "int64") or size != 1:
         raise bad(f"avail_counter must be int32 or int64 with one element, not {counter.dtype} "
                   f"with shape {tuple(counter.shape)}")

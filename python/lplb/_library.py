@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t
 from ctypes import c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Iterator
@@ -232,17 +232,18 @@ def find_library() -> str:
 class Library:
     """The loaded library. Its functions are bound when they are first used."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, prototypes: dict[str, tuple] | None = None) -> None:
         self.path = path
+        self._prototypes = PROTOTYPES if prototypes is None else prototypes
         try:
             self._dll = ctypes.CDLL(path)
         except OSError as error:
-            raise Error(IO, f"cannot load the C library {path} ({error}): install the package "
+            raise Error(IO, f"cannot load the library {path} ({error}): install the package "
                             "(pip install .), build it (make build), or name it in LPLB_LIBRARY"
                         ) from None
 
     def __getattr__(self, name: str) -> Any:
-        prototype = PROTOTYPES.get(name)
+        prototype = self.__dict__.get("_prototypes", {}).get(name)
         if prototype is None:
             raise AttributeError(name)
         try:
@@ -277,6 +278,3 @@ def last_error(status: int) -> Error:
 def check(status: int) -> None:
     if status != OK:
         raise last_error(status)
-
-
-__all__ = ["Error", "InputError", "library", "check", "byref", "c_float"]

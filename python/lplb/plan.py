@@ -38,6 +38,15 @@ class HostTable:
         return self.rank[self.offset[expert]:self.offset[expert + 1]]
 
 
+def parse_solver(text: str) -> tuple[c.PlanConfig, bool]:
+    """The options of a solver's text, and whether it asks for locality."""
+    config = c.PlanConfig(struct_size=ctypes.sizeof(c.PlanConfig))
+    locality = ctypes.c_int32()
+    c.check(c.library().lplb_plan_parse_solver(text.encode(), ctypes.byref(config),
+                                               ctypes.byref(locality)))
+    return config, bool(locality.value)
+
+
 class Solver:
     """A planner of the C library for one host table; solves batch after batch, allocating nothing.
 
@@ -47,11 +56,7 @@ class Solver:
 
     def __init__(self, hosts: HostTable, solver: str = "exact",
                  speed: np.ndarray | None = None, node: np.ndarray | None = None) -> None:
-        config = c.PlanConfig(struct_size=ctypes.sizeof(c.PlanConfig))
-        locality = ctypes.c_int32()
-        c.check(c.library().lplb_plan_parse_solver(solver.encode(), ctypes.byref(config),
-                                                   ctypes.byref(locality)))
-        self.locality = bool(locality.value)
+        config, _ = parse_solver(solver)
         self.name = solver
         self.hosts = hosts
         self.speed = None if speed is None else np.ascontiguousarray(speed, dtype=np.int64)

@@ -16,12 +16,13 @@ from typing import Any, Sequence
 import numpy as np
 
 from . import _library as c
+from . import _arrays, _cpu, _cuda
 from ._arrays import (Array, Ids, add_to_counter, address, as_integers, as_numpy, check_counter,
-                      is_device, like, output_ids)
-from ._cpu import COMM_FAILURES, Step
+                      like, output_ids)
+from ._ratio import Shares, shares_of
 from .comm import Communicator, nodes_of
 from .placement import Placement
-from .plan import HostTable, Plan, Solver
+from .plan import Plan, Solver, parse_solver
 
 _log = logging.getLogger("lplb")
 
@@ -31,8 +32,9 @@ class Status:
     """How the last `run` went.
 
     outcome: "optimal" (proven), "within_tolerance", "feasible", "not_converged" (a split of a
-    solver that proves nothing, still valid), or "unbalanced": the counts could not be shared, ids
-    went to their experts' homes, and error says why.
+    solver that proves nothing, still valid), "unbalanced": the counts could not be shared, ids
+    went to their experts' homes, and error says why; or "failed": the GPU found an error in what
+    it was given, and the ids that came out are not to be used.
     """
 
     outcome: str
@@ -58,14 +60,17 @@ class Planner:
     Further options: rank, of this process where there is no group (for locality); nodes, number of
     nodes (default: the hosts of a torch group, else 1); solver, as in "exact", "even",
     "exact:tolerance=1.02" (keep the even split when its fullest rank is within 2 % of the mean);
-    transport, "auto", "shm" or "torch", of the counts among the ranks; timeout in seconds for
-    ranks that are gone or late; threads for CPU ids (0 = all; results do not depend on it).
+    transport, "auto", "shm" or "torch", of the counts among the ranks for CPU ids (GPU ids: an
+    all-gather of the group, on the stream); timeout in seconds for ranks that are gone or late;
+    threads for CPU ids (0 = all; results do not depend on it); max_ids, most ids of a call for
+    GPU ids (0 = grow as they come, which a graph capture cannot).
     """
 
     def __init__(self, redundant_to_original: Array, n_routed_experts: int,
                  n_logical_routed_experts: int, ep_size: int | None = None, group: Any = None, *,
                  rank: int | None = None, nodes: int | None = None, solver: str = "exact",
-                 transport: str = "auto", timeout: float = 10.0, threads: int = 1) -> None:
+                 transport: str = "auto", timeout: float = 10.0, threads: int = 1,
+                 max_ids: int = 0) -> None:
         r2o = as_integers(redundant_to_original, "redundant_to_original")
         if r2o.ndim != 2 or 0 in r2o.shape:
             raise c.bad(f"redundant_to_original has shape {r2o.shape}, must be "
@@ -74,7 +79,7 @@ class Planner:
         self._model = redundant_to_original
         self._r2o = r2o
         self._options(n_routed_experts, n_logical_routed_experts, ep_size, group, rank, solver,
-                      transport, timeout, threads)
+                      transport, timeout, threads, max_ids)
         self.group_size, self.num_redundants = r2o.shape
         if self.ep_size % self.group_size:
             raise c.bad(f"ep_size {self.ep_size} is not a multiple of the {self.group_size} ranks "
@@ -95,7 +100,7 @@ class Planner:
                        group: Any = None, *, slots_per_rank: Sequence[int] | None = None,
                        node: Sequence[int] | None = None, rank: int | None = None,
                        solver: str = "exact", transport: str = "auto", timeout: float = 10.0,
-                       threads: int = 1) -> Planner:
+                       threads: int = 1, max_ids: int = 0) -> Planner:
         """A planner for any placement of one layer, with any number of copies.
 
         physical_to_logical_map: int [P] (or [1][P]), -1 = empty slot; slots of a rank are
@@ -113,7 +118,7 @@ class Planner:
         experts = int(table.max()) + 1 if n_logical_routed_experts is None else (
             n_logical_routed_experts)
         self._options(table.size, experts, ep_size, group, rank, solver, transport, timeout,
-                      threads)
+                      threads, max_ids)
         self.r2o = self.o2r = None
         self.group_size, self.num_redundants, self.n_group = self.ep_size, None, 1
         self.combined_redundant_experts = None
@@ -127,8 +132,8 @@ class Planner:
     # ---- set up ----
 
     def _options(self, n_routed: int, n_logical: int, ep_size: int | None, group: Any,
-                 rank: int | None, solver: str, transport: str, timeout: float,
-                 threads: int) -> None:
+                 rank: int | None, solver: str, transport: str, timeout: float, threads: int,
+                 max_ids: int) -> None:
         if ep_size is None:
             if group is None:
                 raise c.bad("ep_size must be given when group is None")
@@ -144,13 +149,14 @@ class Planner:
         self.n_routed_experts = n_routed
         self.n_logical_routed_experts = n_logical
         self.solver = solver
+        self._locality = parse_solver(solver)[1]
         self._rank, self._transport, self._timeout = rank, transport, timeout
-        self._threads = threads
+        self._threads, self._max_ids = threads, max_ids
         self.deep_ep_initialized = False
         self._comm: Communicator | None = None
-        self._step: Step | None = None
-        self._last = Status("feasible")
-        self._has_run = False
+        self._step: _cpu.Step | None = None
+        self._device_steps: dict[tuple, _cuda.Step] = {}
+        self._last: Status | _cuda.Step | None = None
         self._node: list[int] | None = None
 
     def _check_counts_of_experts(self) -> None:
@@ -209,7 +215,7 @@ class Planner:
             raise c.bad(f"the buffer's group has {group.size()} ranks, the planner {self.ep_size}")
         if self.ep_group is not group:
             self._join(group, self._nodes if self._nodes != 1 else None)
-            self._step = None
+            self._step, self._device_steps = None, {}
         self.deep_ep_initialized = True
 
     def reconnect(self) -> None:
@@ -304,8 +310,14 @@ class Planner:
         digest.update(self._placement.physical_to_logical_map.tobytes())
         digest.update(self._placement.rank_offset.tobytes())
         self._tag = int.from_bytes(digest.digest(), "little")
-        self._step = None
-        self._ratio: _RatioSolver | None = None
+        self._step = self._last = None
+        self._ratio: Shares | None = None
+        kept = {}
+        for key, step in self._device_steps.items():
+            if step.placement.slots == table.size and key[0] is None:
+                step.update(self._placement)  # graphs that hold this step follow
+                kept[key] = step
+        self._device_steps = kept
 
     @property
     def placement(self) -> Placement:
@@ -314,16 +326,43 @@ class Planner:
 
     # ---- one batch ----
 
-    def _cpu_step(self) -> Step:
+    def _cpu_step(self) -> _cpu.Step:
         if self._step is None:
             comm = self._comm if self._comm is not None and self._comm.size() > 1 else None
             ranks = None if self._rank is None else [self._rank]
             if self._comm is not None and self._comm.size() == self.ep_size:
                 ranks = list(range(self.ep_size))
-            self._step = Step(self._placement, self.solver, comm, comm.rank() if comm else 0,
-                              ranks, self._node, self._threads, self._tag, self._home)
-            self._has_run = False
+            self._step = _cpu.Step(self._placement, self.solver, comm,
+                                   comm.rank() if comm else 0, ranks, self._node, self._threads,
+                                   self._tag, self._home)
         return self._step
+
+    def _device_step(self, device: int, locality: bool = False, n_sms: int | None = None,
+                     n: int = 0, placement: Placement | None = None) -> _cuda.Step:
+        """The step for tensors of a GPU; placement: of the ratio mode's own problem."""
+        key = (None if placement is None else id(placement), device, locality, n_sms)
+        step = self._device_steps.get(key)
+        if step is None:
+            group = self.ep_group if placement is None else None
+            if isinstance(group, Communicator):
+                if group.size() > 1:
+                    raise c.bad("GPU ids need a torch.distributed group, not a Communicator",
+                                c.UNSUPPORTED)
+                group = None
+            group = None if group is None or group.size() == 1 else group
+            ranks = None if self._rank is None else [self._rank]
+            if group is not None and group.size() == self.ep_size:
+                ranks = list(range(self.ep_size))
+            if group is None and ranks is None:
+                if locality:
+                    raise c.bad("locality needs to know where the ids come from: give a group of "
+                                "all ranks, or rank=", c.STATE)
+                ranks = [0]
+            step = _cuda.Step(self._placement if placement is None else placement, self.solver,
+                              device, group, group.rank() if group else 0, ranks, self._node,
+                              locality, n_sms or 0, max(n, self._max_ids, 1 << 16))
+            self._device_steps[key] = step
+        return step
 
     def run(self, idx: Array, avail_counter: Array | None = None, n_sms: int | None = None, *,
             locality: bool | None = None, out: Array | None = None) -> Array:
@@ -338,48 +377,65 @@ class Planner:
         Every rank of the group must call it, also with zero tokens. When counts cannot be shared
         (a rank is gone or late) the ids go to the experts' homes and `last_status` says so.
         """
-        check_counter(avail_counter)
+        if avail_counter is not None:
+            check_counter(avail_counter)
         if n_sms is not None and n_sms < 1:
             raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
-        _refuse_device(idx)
-        step = self._cpu_step()
+        if locality is None:
+            locality = self._locality
+        if _arrays.on_gpu(idx):
+            key = (None, _arrays.device_index(idx), locality, n_sms)
+            step = self._device_steps.get(key)
+            if step is None:
+                step = self._device_step(key[1], locality, n_sms, idx.numel())
+            out = step.run(idx, out)
+            self._last = step
+            if avail_counter is not None:
+                avail_counter += self.n_group
+            return out
         ids = Ids(idx)
         target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
-        if locality is None:
-            locality = step.solver.locality
+        self._run_on_cpu(ids, target, avail_counter, locality)
+        return target.array if out is None else out
+
+    def _run_on_cpu(self, ids: Ids, target: Ids, avail_counter: Array | None,
+                    locality: bool) -> None:
+        step = self._cpu_step()
         step.count(ids)
         status = step.share()
         if status == c.OK:
             step.solve(locality)
             step.map(ids, target, locality)
             self._last = _SOLVED[step.solver.result.outcome]
-            self._has_run = True
             if avail_counter is not None and self._last.outcome != "not_converged":
                 add_to_counter(avail_counter, self.n_group)
-        else:
-            self._leave_unbalanced(step, status, ids, target)
-        return target.array if out is None else out
-
-    def _leave_unbalanced(self, step: Step, status: int, ids: Ids, target: Ids) -> None:
+            return
         error = c.last_error(status)
-        if status not in COMM_FAILURES:
+        if status not in _cpu.COMM_FAILURES:
             raise error
-        if self._last.error is None or self._last.error.status != status:
+        before = self._last.error if isinstance(self._last, Status) else None
+        if before is None or before.status != status:
             warnings.warn(f"lplb: ids stay unbalanced: {error}", RuntimeWarning, stacklevel=3)
         step.map_unbalanced(ids, target)
         self._last = Status("unbalanced", error)
 
     @property
-    def last_status(self) -> Status:
-        """How the last `run` went."""
-        return self._last
+    def last_status(self) -> Status | None:
+        """How the last `run` went, None before the first. For GPU ids this waits for the GPU."""
+        if not isinstance(self._last, _cuda.Step):
+            return self._last
+        report = self._last.report()
+        error = self._last.error(report)
+        return Status("failed", error) if error else _SOLVED[report.outcome]
 
     @property
     def last_plan(self) -> Plan:
         """The split of the last `run`: tokens, loads, split, bottleneck, `explain()`."""
-        if self._step is None or not self._has_run:
-            raise c.bad("there is no plan yet: call run first", c.STATE)
-        return self._step.solver.snapshot()
+        if isinstance(self._last, _cuda.Step):
+            return self.plan(self._last.counts)  # the same integers as on the GPU
+        if self._last is None or self._last.outcome == "unbalanced":
+            raise c.bad("there is no plan: call run first", c.STATE)
+        return self._cpu_step().solver.snapshot()
 
     def plan(self, workload: Array) -> Plan:
         """The plan for given counts [E] of all ranks together, without mapping ids."""
@@ -403,9 +459,10 @@ class Planner:
         """Counts of the ids int32 [E], and their running sums over n_sms parts int32 [n_sms][E]."""
         if n_sms < 1:
             raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
-        _refuse_device(idx)
-        ids = Ids(idx)
         n = self.n_logical_routed_experts
+        if _arrays.on_gpu(idx):
+            return _count_on_device(idx, n, n_sms)
+        ids = Ids(idx)
         total = np.empty(n, np.int64)
         c.check(c.library().lplb_count_experts(ids.pointer, ids.dtype, ids.count, n, 1,
                                                address(total)))
@@ -427,15 +484,16 @@ class Planner:
         every copy in the order of logical_to_physical_map, and counts [E].
         """
         check_counter(avail_counter)
-        _refuse_device(workload)
+        if self._ratio is None:
+            self._ratio = shares_of(self)
+        if _arrays.on_gpu(workload):
+            return self._solve_on_device(workload, avail_counter)
         counts = as_integers(workload, "workload").reshape(-1)
         if counts.size != self.n_logical_routed_experts:
             raise c.bad(f"workload has {counts.size} entries, must have "
                         f"{self.n_logical_routed_experts}")
         if self._comm is not None:
             counts = self._comm.gather_counts(counts, self._tag).sum(0)
-        if self._ratio is None:
-            self._ratio = (_SlotShares if self._r2o is None else _EdgeShares)(self)
         share, outcome = self._ratio.solve(counts)
         if avail_counter is not None and outcome != "not_converged":
             add_to_counter(avail_counter, self.n_group)
@@ -449,15 +507,21 @@ class Planner:
         """Maps ids by shares: every copy gets floor or ceiling of share x count of this rank's ids.
 
         idx as in `run`; o_weight from `solve_probs`; local_workload_by_sm int [n_sms][E] from
-        `count_workload` of the same ids. Returns physical ids like idx.
+        `count_workload` of the same ids (a GPU counts anew instead). Returns physical ids like idx.
         """
-        _refuse_device(idx)
+        if self._ratio is None:
+            self._ratio = shares_of(self)
+        if _arrays.on_gpu(idx):
+            ids = Ids(idx)
+            target = Ids(ids.empty_like(), "out")
+            share = self._ratio.of_hosts_on_device(o_weight)
+            step = self._device_step(_arrays.device_index(idx), n=ids.count)
+            step.map_by_share(ids, target, share)
+            return target.array
         sums = as_integers(local_workload_by_sm, "local_workload_by_sm")
         if sums.shape != (n_sms, self.n_logical_routed_experts):
             raise c.bad(f"local_workload_by_sm has shape {sums.shape}, must be "
                         f"[{n_sms}][{self.n_logical_routed_experts}]")
-        if self._ratio is None:
-            self._ratio = (_SlotShares if self._r2o is None else _EdgeShares)(self)
         share = self._ratio.of_hosts(as_numpy(o_weight, np.float32))
         ids = Ids(idx)
         target = Ids(ids.empty_like(), "out")
@@ -465,15 +529,42 @@ class Planner:
         self._cpu_step().map_by_share(ids, target, share, counts)
         return target.array
 
+    def _solve_on_device(self, workload: Array, avail_counter: Array | None
+                         ) -> tuple[Array, Array]:
+        import torch
+
+        counts = workload.reshape(-1).to(torch.int64)
+        if counts.numel() != self.n_logical_routed_experts:
+            raise c.bad(f"workload has {counts.numel()} entries, must have "
+                        f"{self.n_logical_routed_experts}")
+        if self.ep_group is not None and self.ep_group.size() > 1:
+            counts = counts.clone()
+            torch.distributed.all_reduce(counts, group=self.ep_group)
+        share = self._ratio.solve_on_device(counts)
+        if avail_counter is not None:
+            avail_counter += self.n_group
+        total = counts.to(torch.float32)
+        if self._r2o is not None:
+            total = total.reshape(self.n_group, self.group_size, -1)
+        return share, total
+
 
 _SOLVED = tuple(Status(name) for name in ("optimal", "within_tolerance", "feasible",
                                           "not_converged"))
 
 
-def _refuse_device(x: Array) -> None:
-    if is_device(x):
-        raise c.bad("GPU arrays need liblplb_cuda, which this build lacks; give CPU arrays",
-                    c.UNSUPPORTED)
+def _count_on_device(idx: Array, n: int, n_sms: int) -> tuple[Array, Array]:
+    """`count_workload` in torch's operators, without waiting for the GPU."""
+    import torch
+
+    flat = idx.reshape(-1)
+    each = max(1, -(-flat.numel() // n_sms))
+    part = torch.arange(flat.numel(), device=idx.device) // each
+    cells = torch.zeros(n_sms * n + 1, dtype=torch.int32, device=idx.device)
+    cell = torch.where(flat >= 0, part * n + flat, n_sms * n)  # the last one takes -1
+    cells.scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
+    by_part = cells[:-1].reshape(n_sms, n).cumsum(0, dtype=torch.int32)
+    return by_part[-1], by_part
 
 
 def _check_r2o(r2o: np.ndarray) -> None:
@@ -483,104 +574,3 @@ def _check_r2o(r2o: np.ndarray) -> None:
     graph = ctypes.POINTER(c.Topology)()
     c.check(c.library().lplb_topology_from_r2o(address(table), *table.shape, ctypes.byref(graph)))
     c.library().lplb_topology_destroy(graph)
-
-
-# ---- shares ------------------------------------------------------------------------------------
-
-
-class _RatioSolver:
-    """Shares of the hosts of every expert, and the form in which users see them."""
-
-    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
-        raise NotImplementedError
-
-    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
-        """float32 [sum of hosts] in the order of the dispatcher's hosts."""
-        raise NotImplementedError
-
-
-class _EdgeShares(_RatioSolver):
-    """LPLB's form: one share for every (rank, column): all experts that rank copies to one other
-    rank through this column are one variable."""
-
-    def __init__(self, planner: Planner) -> None:
-        self.shape = (planner.n_group, planner.group_size, planner.num_redundants)
-        ranks, columns = planner.ep_size, planner.num_redundants
-        local, head = planner.n_local_routed_experts, planner.combined_redundant_experts * columns
-        table = planner.placement.physical_to_logical_map[0].reshape(ranks, local)
-        group = np.arange(ranks) // planner.group_size * planner.group_size
-        o2r = np.argsort(planner._r2o, axis=0, kind="stable")
-        own = np.repeat(np.arange(ranks)[:, None], columns, axis=1)
-        copy = group[:, None] + np.tile(o2r, (planner.n_group, 1))
-        self.variable = np.full(planner.n_logical_routed_experts, -1)
-        position = np.arange(head) % columns
-        for r in range(ranks):
-            self.variable[table[r, :head]] = r * columns + position
-        self.home = np.empty(planner.n_logical_routed_experts, np.int64)
-        for r in range(ranks):
-            self.home[table[r, :planner.n_local_logical_routed_experts]] = r
-        pairs = np.sort(np.stack([own.reshape(-1), copy.reshape(-1)], axis=1), axis=1)
-        self.own_first = own.reshape(-1) < copy.reshape(-1)
-        self.ranks = ranks
-        self.solver = Solver(HostTable.from_lists(ranks, pairs.tolist()), planner.solver)
-        hosts = planner._cpu_step().hosts
-        variable = self.variable[hosts.expert]
-        self.host_variable = variable
-        self.host_is_home = hosts.rank == self.home[hosts.expert]
-
-    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
-        copied = self.variable >= 0
-        weight = counts.astype(np.int64)
-        self.solver.tokens[:] = 0
-        np.add.at(self.solver.tokens, self.variable[copied], weight[copied])
-        self.solver.fixed[:] = 0
-        np.add.at(self.solver.fixed, self.home[~copied], weight[~copied])
-        self.solver.solve()
-        halves = self.solver.split.reshape(-1, 2)
-        kept = np.where(self.own_first, halves[:, 0], halves[:, 1])
-        total = self.solver.tokens
-        share = np.where(total > 0, kept / np.maximum(total, 1), 1.0)
-        return share.astype(np.float32).reshape(self.shape), self.solver.outcome
-
-    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
-        if weight.shape != self.shape:
-            raise c.bad(f"o_weight has shape {weight.shape}, must be {self.shape}")
-        kept = weight.reshape(-1)[np.maximum(self.host_variable, 0)]
-        share = np.where(self.host_is_home, kept, 1 - kept)
-        return np.where(self.host_variable < 0, 1, share).astype(np.float32)
-
-
-class _SlotShares(_RatioSolver):
-    """For any placement: a share for every copy of every expert."""
-
-    def __init__(self, planner: Planner) -> None:
-        hosts = planner._cpu_step().hosts
-        self.solver = Solver(hosts, planner.solver)
-        table = planner.placement.logical_to_physical_map[0]
-        offset = planner.placement.rank_offset
-        expert, column = np.nonzero(table >= 0)
-        rank = np.searchsorted(offset, table[expert, column], side="right") - 1
-        key = hosts.expert.astype(np.int64) * hosts.ranks + hosts.rank
-        order = np.argsort(key, kind="stable")
-        wanted = expert.astype(np.int64) * hosts.ranks + rank
-        self.host = order[np.searchsorted(key[order], wanted)]  # of every copy
-        self.expert, self.column, self.shape = expert, column, table.shape
-        self.copies = np.bincount(self.host, minlength=len(hosts.rank))
-        self.hosts = hosts
-
-    def solve(self, counts: np.ndarray) -> tuple[np.ndarray, str]:
-        self.solver.tokens[:] = counts
-        self.solver.solve()
-        total = counts[self.hosts.expert]
-        of_host = np.where(total > 0, self.solver.split / np.maximum(total, 1),
-                           1 / np.diff(self.hosts.offset)[self.hosts.expert])
-        share = np.zeros(self.shape, np.float32)
-        share[self.expert, self.column] = of_host[self.host] / self.copies[self.host]
-        return share, self.solver.outcome
-
-    def of_hosts(self, weight: np.ndarray) -> np.ndarray:
-        if weight.shape != self.shape:
-            raise c.bad(f"o_weight has shape {weight.shape}, must be {self.shape}")
-        share = np.zeros(len(self.hosts.rank), np.float32)
-        np.add.at(share, self.host, weight[self.expert, self.column])
-        return share

@@ -41,10 +41,15 @@ STRUCTS = {"lplb_hosts": c.Hosts, "lplb_ipm_options": c.IpmOptions,
            "lplb_transport": c.Transport}
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_structs_are_those_of_the_headers(root, tmp_path):
+    check_structs(root, tmp_path, "lplb/lplb.h", STRUCTS)
+
+
+def check_structs(root, tmp_path, header, structs):
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
     lines, wanted = [], []
-    for name, struct in STRUCTS.items():
+    for name, struct in structs.items():
         lines.append(f'printf("%zu\\n", sizeof({name}));')
         wanted.append(ctypes.sizeof(struct))
         for field, *_ in struct._fields_:
@@ -52,8 +57,8 @@ def test_structs_are_those_of_the_headers(root, tmp_path):
             lines.append(f'printf("%zu\\n", offsetof({name}, {member}));')
             wanted.append(getattr(struct, field).offset)
     source = tmp_path / "sizes.c"
-    source.write_text("#include <lplb/lplb.h>\n#include <stdio.h>\nint main(void) {\n"
-                      + "\n".join(lines) + "\nreturn 0;\n}\n")
+    source.write_text("\n".join([f"#include <{header}>", "#include <stdio.h>", "int main(void) {",
+                                 *lines, "return 0;", "}", ""]))
     subprocess.run(["cc", f"-I{root}/include", str(source), "-o", str(tmp_path / "sizes")],
                    check=True)
     out = subprocess.run([str(tmp_path / "sizes")], check=True, capture_output=True, text=True)

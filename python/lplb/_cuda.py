@@ -1,0 +1,255 @@
+"""One layer's step on a GPU: one launch on the current stream, fit for graph capture.
+
+Only torch tensors reach this module; other arrays become tensors without a copy through
+torch.from_dlpack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t
+from ctypes import c_uint64, c_void_p
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from . import _library as c
+from ._arrays import INT32, INT64, Ids, address
+from .placement import Placement
+from .plan import parse_solver
+
+SONAME = "liblplb_cuda.so.0"
+
+
+class Config(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("device", c_int32), ("placement", c_void_p),
+                ("layer", c_int32), ("speed", c_void_p), ("sources", c_int32),
+                ("source_rank", c_void_p), ("node", c_void_p), ("solver", c_int),
+                ("ipm", c.IpmOptions), ("tolerance", c_double), ("reuse", c_double),
+                ("locality", c_int32), ("max_ids", c_int64), ("n_sms", c_int32)]
+
+
+class IdsStruct(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("ids", c_void_p), ("ids_dtype", c_int),
+                ("out", c_void_p), ("out_dtype", c_int), ("n", c_int64), ("n_device", c_void_p),
+                ("topk", c_int32), ("source", c_int32)]
+
+
+class Problem(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("source_counts", c_void_p), ("fixed", c_void_p),
+                ("counts", c_void_p), ("split", c_void_p), ("loads", c_void_p),
+                ("share", c_void_p)]
+
+
+class Report(ctypes.Structure):
+    _fields_ = [("error", c_uint64), ("steps", c_uint64), ("outcome", c_int32),
+                ("reused", c_int32), ("sweeps", c_int32), ("augmentations", c_int32),
+                ("restarts", c_int32), ("unused", c_int32), ("max_load", c_int64),
+                ("bound_numerator", c_int64), ("bound_denominator", c_int64),
+                ("ipm_objective", c_double), ("ipm_bound", c_double)]
+
+
+_stream = c_void_p
+PROTOTYPES = {
+    "lplb_error_message": (c_char_p,),
+    "lplb_cuda_planner_create": (c_int, POINTER(Config), c_void_p),
+    "lplb_cuda_planner_destroy": (None, c_void_p),
+    "lplb_cuda_planner_bytes": (c_int64, c_void_p),
+    "lplb_cuda_planner_update": (c_int, c_void_p, c_void_p, c_int32, _stream),
+    "lplb_cuda_run": (c_int, c_void_p, c_void_p, c_void_p, _stream),
+    "lplb_cuda_count": (c_int, c_void_p, c_void_p, c_void_p, _stream),
+    "lplb_cuda_solve": (c_int, c_void_p, c_void_p, _stream),
+    "lplb_cuda_map_shares": (c_int, c_void_p, c_void_p, c_void_p, _stream),
+    "lplb_cuda_report_read": (c_int, c_void_p, _stream, POINTER(Report)),
+    "lplb_cuda_report_status": (c_int, POINTER(Report)),
+    "lplb_cuda_report_clear": (c_int, c_void_p, _stream),
+}
+
+
+def find_library() -> str | None:
+    """The GPU library: LPLB_CUDA_LIBRARY, or beside liblplb."""
+    named = os.environ.get("LPLB_CUDA_LIBRARY")
+    if named:
+        if not Path(named).is_file():
+            raise c.Error(c.IO, f"LPLB_CUDA_LIBRARY names {named}, which does not exist")
+        return named
+    folder = Path(c.library().path).parent
+    for name in (SONAME, "liblplb_cuda.so"):
+        if (folder / name).is_file():
+            return str(folder / name)
+    return None
+
+
+_loaded: c.Library | None = None
+
+
+def library() -> c.Library:
+    global _loaded
+    if _loaded is None:
+        path = find_library()
+        if path is None:
+            raise c.bad(f"GPU tensors need liblplb_cuda, which is not beside {c.library().path}: "
+                        "build and install where nvcc is, or give CPU tensors", c.UNSUPPORTED)
+        _loaded = c.Library(path, PROTOTYPES)
+    return _loaded
+
+
+def check(status: int) -> None:
+    if status:
+        raise c.error_of(status, library().lplb_error_message().decode(errors="replace"))
+
+
+def current_stream(device: int) -> int:
+    """The current stream of torch on a device, as a cudaStream_t."""
+    global _raw_stream
+    if _raw_stream is None:
+        import torch
+
+        # The public way makes two objects, which takes longer than a launch.
+        _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
+            lambda index: torch.cuda.current_stream(index).cuda_stream)
+    return _raw_stream(device)
+
+
+_raw_stream: Any = None
+
+
+def _tensor_device(index: int) -> Any:
+    import torch
+
+    return torch.device("cuda", index)
+
+
+class Step:
+    """Balances one layer's ids for one source of S on one device.
+
+    group: torch group over whose ranks counts are gathered, None for one source. counts: int64 [E]
+    of the last batch, of all sources, on the device.
+    """
+
+    def __init__(self, placement: Placement, solver: str, device: int, group: Any, source: int,
+                 source_rank: Sequence[int] | None, node: Sequence[int] | None, locality: bool,
+                 n_sms: int, max_ids: int) -> None:
+        import torch
+
+        self.lib = library()
+        self.torch, self.device = torch, device
+        parsed, _ = parse_solver(solver)
+        sources = group.size() if group is not None else 1
+        self._keep = [None if x is None else np.ascontiguousarray(x, dtype=np.int32)
+                      for x in (source_rank, node)]
+        ranks, nodes = (None if x is None else address(x) for x in self._keep)
+        self.config = Config(
+            struct_size=ctypes.sizeof(Config), device=device, sources=sources, source_rank=ranks,
+            node=nodes, solver=parsed.solver, ipm=parsed.ipm, tolerance=parsed.tolerance,
+            locality=locality, n_sms=n_sms)
+        self.placement, self.group = placement, group
+        self._handles: list[c_void_p] = []
+        self._ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), source=source)
+        n = placement.n_logical_experts
+        where = _tensor_device(device)
+        self.counts = torch.zeros(n, dtype=torch.int64, device=where)
+        self._problem = Problem(struct_size=ctypes.sizeof(Problem),
+                                counts=self.counts.data_ptr())
+        if group is not None:
+            self._own = torch.zeros(n, dtype=torch.int64, device=where)
+            self._all = torch.zeros((sources, n), dtype=torch.int64, device=where)
+            self._problem.source_counts = self._all.data_ptr()
+        self._ids_ref, self._problem_ref = ctypes.byref(self._ids), ctypes.byref(self._problem)
+        self._run = self.lib.lplb_cuda_run
+        self._empty_like = torch.empty_like
+        self._dtypes = {torch.int32: INT32, torch.int64: INT64}
+        self._grow(max_ids)
+
+    def _grow(self, max_ids: int) -> None:
+        """A planner for more ids. Graphs that were captured go on using the earlier ones."""
+        if self._handles and self.torch.cuda.is_current_stream_capturing():
+            raise c.bad(f"{max_ids} ids are more than the {self.config.max_ids} that this planner "
+                        "has met so far: run it once before the capture, or make it with max_ids",
+                        c.STATE)
+        self.config.max_ids = max_ids
+        self.config.placement = ctypes.cast(self.placement._handle, c_void_p)
+        handle = c_void_p()
+        check(self.lib.lplb_cuda_planner_create(ctypes.byref(self.config), ctypes.byref(handle)))
+        self._handles.append(handle)
+        self._handle = handle
+        weakref.finalize(self, self.lib.lplb_cuda_planner_destroy, handle)
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of the library's planners."""
+        return sum(self.lib.lplb_cuda_planner_bytes(h) for h in self._handles)
+
+    def update(self, placement: Placement) -> None:
+        """Another placement of the same size, from here on in the stream; also in graphs."""
+        self.placement = placement
+        stream = current_stream(self.device)
+        for handle in self._handles:
+            check(self.lib.lplb_cuda_planner_update(handle, ctypes.cast(placement._handle,
+                                                                        c_void_p), 0, stream))
+
+    def run(self, idx: Any, out: Any) -> Any:
+        """Maps tensor idx into out, or into a new tensor; every look-up here is on the clock."""
+        view = self._ids
+        code = self._dtypes.get(idx.dtype)
+        if code is None or not idx.is_contiguous():
+            idx = Ids(idx).array  # says what is wrong, or copies
+        n = idx.numel()
+        if n > self.config.max_ids:
+            self._grow(max(n, 2 * self.config.max_ids))
+        if out is None:
+            out = self._empty_like(idx)
+            view.out_dtype = code
+        elif out.is_contiguous() and out.shape == idx.shape and out.device == idx.device:
+            view.out_dtype = Ids(out, "out").dtype
+        else:
+            raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
+        view.ids, view.ids_dtype, view.n, view.out = idx.data_ptr(), code, n, out.data_ptr()
+        stream = current_stream(self.device)
+        if self.group is not None:
+            check(self.lib.lplb_cuda_count(self._handle, self._ids_ref, self._own.data_ptr(),
+                                           stream))
+            self.torch.distributed.all_gather_into_tensor(self._all, self._own, group=self.group)
+        status = self._run(self._handle, self._ids_ref, self._problem_ref, stream)
+        if status:
+            check(status)
+        return out
+
+    def solve(self, tokens: Any, fixed: Any, hosts: int) -> Any:
+        """Shares float32 [hosts] for int64 tokens [E] of all sources, fixed [G] or None."""
+        torch = self.torch
+        share = torch.empty(hosts, dtype=torch.float32, device=tokens.device)
+        problem = Problem(struct_size=ctypes.sizeof(Problem), source_counts=tokens.data_ptr(),
+                          fixed=None if fixed is None else fixed.data_ptr(),
+                          share=share.data_ptr())
+        check(self.lib.lplb_cuda_solve(self._handle, ctypes.byref(problem),
+                                       current_stream(self.device)))
+        return share
+
+    def map_by_share(self, ids: Ids, out: Ids, share: Any) -> None:
+        if ids.count > self.config.max_ids:
+            self._grow(max(ids.count, 2 * self.config.max_ids))
+        view = self._ids
+        view.ids, view.ids_dtype, view.n = ids.pointer, ids.dtype, ids.count
+        view.out, view.out_dtype = out.pointer, out.dtype
+        check(self.lib.lplb_cuda_map_shares(self._handle, self._ids_ref, share.data_ptr(),
+                                            current_stream(self.device)))
+
+    def report(self) -> Report:
+        """What the device wrote; waits for the stream."""
+        out = Report()
+        check(self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
+                                             ctypes.byref(out)))
+        return out
+
+    def error(self, report: Report) -> c.Error | None:
+        """The error in a report, which is forgotten on the device."""
+        status = self.lib.lplb_cuda_report_status(ctypes.byref(report))
+        if status == c.OK:
+            return None
+        found = c.error_of(status, self.lib.lplb_error_message().decode(errors="replace"))
+        check(self.lib.lplb_cuda_report_clear(self._handle, current_stream(self.device)))
+        return found

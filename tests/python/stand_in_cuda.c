@@ -1,0 +1,166 @@
+/* A stand-in for liblplb_cuda on the CPU: the functions that the Python package calls, over host
+ * memory, so that its GPU paths can be tested where there is no GPU. */
+#include <lplb/cuda.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct lplb_cuda_planner {
+    lplb_cuda_config config;
+    lplb_dispatcher *dispatcher;
+    lplb_planner *planner;
+    int64_t *tokens, *split, *loads, *own, *all;
+    lplb_cuda_report report;
+};
+
+static lplb_status build(lplb_cuda_planner *p, const lplb_placement *placement, int32_t layer) {
+    lplb_dispatcher_destroy(p->dispatcher);
+    lplb_planner_destroy(p->planner);
+    p->dispatcher = NULL;
+    p->planner = NULL;
+    int32_t S = p->config.sources ? p->config.sources : 1;
+    lplb_status status = lplb_dispatcher_create(placement, layer, S, p->config.source_rank,
+                                                p->config.node, 1, &p->dispatcher);
+    if (status != LPLB_OK) return status;
+    lplb_plan_config config = {.struct_size = sizeof config,
+                               .hosts = *lplb_dispatcher_hosts(p->dispatcher),
+                               .node = p->config.node,
+                               .solver = p->config.solver,
+                               .ipm = p->config.ipm,
+                               .tolerance = p->config.tolerance};
+    return lplb_planner_create(&config, &p->planner);
+}
+
+lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_planner **out) {
+    *out = NULL;
+    if (config->struct_size != sizeof *config) return LPLB_INVALID;
+    lplb_cuda_planner *p = calloc(1, sizeof *p);
+    p->config = *config;
+    lplb_status status = build(p, config->placement, config->layer);
+    if (status != LPLB_OK) {
+        free(p);
+        return status;
+    }
+    int64_t E = config->placement->experts, S = config->sources ? config->sources : 1;
+    p->tokens = calloc((size_t)E, sizeof(int64_t));
+    p->split = calloc((size_t)config->placement->slots, sizeof(int64_t));
+    p->loads = calloc((size_t)config->placement->ranks, sizeof(int64_t));
+    p->own = calloc((size_t)E, sizeof(int64_t));
+    p->all = calloc((size_t)(S * E), sizeof(int64_t));
+    *out = p;
+    return LPLB_OK;
+}
+
+void lplb_cuda_planner_destroy(lplb_cuda_planner *p) {
+    if (!p) return;
+    lplb_dispatcher_destroy(p->dispatcher);
+    lplb_planner_destroy(p->planner);
+    free(p->tokens);
+    free(p->split);
+    free(p->loads);
+    free(p->own);
+    free(p->all);
+    free(p);
+}
+
+int64_t lplb_cuda_planner_bytes(const lplb_cuda_planner *p) { return p->config.max_ids; }
+
+lplb_status lplb_cuda_planner_update(lplb_cuda_planner *p, const lplb_placement *placement,
+                                     int32_t layer, lplb_cuda_stream stream) {
+    (void)stream;
+    return build(p, placement, layer);
+}
+
+static lplb_status solve(lplb_cuda_planner *p, const lplb_cuda_problem *problem,
+                         const int64_t *sources) {
+    const lplb_hosts *hosts = lplb_dispatcher_hosts(p->dispatcher);
+    int32_t S = p->config.sources ? p->config.sources : 1;
+    memset(p->tokens, 0, (size_t)hosts->experts * sizeof(int64_t));
+    for (int32_t s = 0; s < S; s++)
+        for (int32_t e = 0; e < hosts->experts; e++)
+            p->tokens[e] += sources[(int64_t)s * hosts->experts + e];
+    lplb_plan_input input = {.tokens = p->tokens, .fixed = problem->fixed};
+    lplb_plan plan = {.split = p->split, .loads = p->loads};
+    lplb_status status = lplb_plan_solve(p->planner, &input, &plan);
+    if (status != LPLB_OK) return status;
+    p->report.outcome = plan.outcome;
+    p->report.max_load = plan.max_load;
+    p->report.steps++;
+    size_t n = (size_t)hosts->offset[hosts->experts];
+    if (problem->counts)
+        memcpy(problem->counts, p->tokens, (size_t)hosts->experts * sizeof(int64_t));
+    if (problem->split) memcpy(problem->split, p->split, n * sizeof(int64_t));
+    if (problem->loads) memcpy(problem->loads, p->loads, (size_t)hosts->ranks * sizeof(int64_t));
+    for (int32_t e = 0; problem->share && e < hosts->experts; e++)
+        for (int64_t h = hosts->offset[e]; h < hosts->offset[e + 1]; h++)
+            problem->share[h] =
+                p->tokens[e] ? (float)((double)p->split[h] / (double)p->tokens[e]) : 0;
+    return LPLB_OK;
+}
+
+/* What is found on the device never stops the stream. */
+static lplb_status remember(lplb_cuda_planner *p, lplb_status status) {
+    if (status == LPLB_OK) return LPLB_OK;
+    p->report.error = (uint64_t)-status << 56;
+    p->report.outcome = -1;
+    return LPLB_OK;
+}
+
+lplb_status lplb_cuda_count(lplb_cuda_planner *p, const lplb_cuda_ids *ids, int64_t *counts,
+                            lplb_cuda_stream stream) {
+    (void)stream;
+    if (ids->struct_size != sizeof *ids || ids->n > p->config.max_ids) return LPLB_INVALID;
+    return remember(p, lplb_dispatch_count(p->dispatcher, ids->ids, ids->ids_dtype, ids->n,
+                                           counts));
+}
+
+static lplb_status map(lplb_cuda_planner *p, const lplb_cuda_ids *ids) {
+    return lplb_dispatch_map(p->dispatcher, ids->ids, ids->ids_dtype, ids->n, ids->out,
+                             ids->out_dtype);
+}
+
+lplb_status lplb_cuda_run(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
+                          const lplb_cuda_problem *problem, lplb_cuda_stream stream) {
+    if (problem->struct_size != sizeof *problem) return LPLB_INVALID;
+    lplb_status status = lplb_cuda_count(p, ids, p->own, stream);
+    if (status != LPLB_OK || p->report.error) return status;
+    const int64_t *sources = problem->source_counts ? problem->source_counts : p->own;
+    status = solve(p, problem, sources);
+    if (status == LPLB_OK)
+        status = lplb_dispatch_prepare(p->dispatcher, sources, p->split, ids->source,
+                                       p->config.locality);
+    if (status == LPLB_OK) status = map(p, ids);
+    return remember(p, status);
+}
+
+lplb_status lplb_cuda_solve(lplb_cuda_planner *p, const lplb_cuda_problem *problem,
+                            lplb_cuda_stream stream) {
+    (void)stream;
+    if (problem->struct_size != sizeof *problem) return LPLB_INVALID;
+    return remember(p, solve(p, problem, problem->source_counts));
+}
+
+lplb_status lplb_cuda_map_shares(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
+                                 const float *share, lplb_cuda_stream stream) {
+    lplb_status status = lplb_cuda_count(p, ids, p->own, stream);
+    if (status != LPLB_OK || p->report.error) return status;
+    status = lplb_dispatch_prepare_ratio(p->dispatcher, share, p->own, ids->source);
+    if (status == LPLB_OK) status = map(p, ids);
+    return remember(p, status);
+}
+
+lplb_status lplb_cuda_report_read(lplb_cuda_planner *p, lplb_cuda_stream stream,
+                                  lplb_cuda_report *out) {
+    (void)stream;
+    *out = p->report;
+    return LPLB_OK;
+}
+
+lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
+    return (lplb_status)-(int64_t)(report->error >> 56);
+}
+
+lplb_status lplb_cuda_report_clear(lplb_cuda_planner *p, lplb_cuda_stream stream) {
+    (void)stream;
+    p->report.error = 0;
+    return LPLB_OK;
+}

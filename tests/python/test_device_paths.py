@@ -1,0 +1,204 @@
+"""The GPU paths of the package, over a stand-in for liblplb_cuda that works on host memory.
+
+What is tested is what the package adds: structs, buffers, shapes, the way from LPLB's interface to
+the library's. tests on a GPU are in test_gpu.py.
+"""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import lplb
+from common import CUBE, check_mapped, random_map, run_ranks, skewed_ids
+from lplb import _arrays, _cuda, _library
+from test_library import check_structs, declarations
+from test_torch import free_port, join
+
+
+@pytest.fixture(scope="session")
+def library_of_stand_in(tmp_path_factory):
+    from conftest import ROOT
+
+    if not (ROOT / "include" / "lplb" / "cuda.h").exists() or not shutil.which("cc"):
+        pytest.skip("no lplb/cuda.h or no C compiler")
+    out = tmp_path_factory.mktemp("cuda") / "liblplb_cuda.so"
+    subprocess.run(["cc", "-std=c11", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{ROOT}/include",
+                    str(ROOT / "tests" / "python" / "stand_in_cuda.c"), "-o", str(out),
+                    _library.library().path], check=True)
+    return str(out)
+
+
+@pytest.fixture
+def device(library_of_stand_in, monkeypatch):
+    """CPU tensors take the GPU's way."""
+    monkeypatch.setenv("LPLB_CUDA_LIBRARY", library_of_stand_in)
+    monkeypatch.setattr(_cuda, "_loaded", None)
+    monkeypatch.setattr(_cuda, "current_stream", lambda device: 0)
+    monkeypatch.setattr(_cuda, "_tensor_device", lambda index: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_arrays, "on_gpu", lambda x: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(_arrays, "device_index", lambda x: 0)
+    return monkeypatch
+
+
+def test_prototypes_and_structs_are_those_of_the_header(root, tmp_path):
+    if not (root / "include" / "lplb" / "cuda.h").exists():
+        pytest.skip("no lplb/cuda.h")
+    declared = declarations(root)
+    for name, prototype in _cuda.PROTOTYPES.items():
+        assert len(prototype) - 1 == declared[name], name
+    check_structs(root, tmp_path, "lplb/cuda.h", {
+        "lplb_cuda_config": _cuda.Config, "lplb_cuda_ids": _cuda.IdsStruct,
+        "lplb_cuda_problem": _cuda.Problem, "lplb_cuda_report": _cuda.Report})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_run_is_that_of_the_cpu(device, dtype):
+    rng = np.random.default_rng(30)
+    ids = skewed_ids(rng, (500, 3), 64)
+    gpu = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
+    cpu = lplb.Planner(CUBE, 80, 64, 8)
+    counter = torch.zeros(1, dtype=torch.int64)
+    assert gpu.last_status is None
+    out = gpu.run(torch.from_numpy(ids).to(dtype), counter, 100)
+    assert out.dtype == dtype and (out.numpy() == cpu.run(ids)).all()
+    assert gpu.last_status == lplb.Status("optimal") and counter.item() == 1
+    assert (gpu.last_plan.split == cpu.last_plan.split).all()
+    target = torch.empty(ids.shape, dtype=torch.int32)
+    assert gpu.run(torch.from_numpy(ids), out=target) is target and (target == out).all()
+    assert (gpu.run(torch.from_numpy(ids).t().contiguous().t()) == out).all()
+    for bad, message in [(dict(out=target[1:]), "out must be"), (dict(out=target.t()), "out must"),
+                         (dict(out=target.float()), "int32 or int64"),
+                         (dict(idx=target.float()), "int32 or int64")]:
+        with pytest.raises(lplb.InputError, match=message):
+            gpu.run(**{"idx": torch.from_numpy(ids), **bad})
+    assert len(gpu._device_steps) == 2  # with 100 multiprocessors and with all
+    (_, _, _, sms), step = next(iter(gpu._device_steps.items()))
+    assert sms == 100 and step.config.n_sms == 100 and step.bytes > 0
+
+
+def test_planners_grow(device):
+    planner = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8, max_ids=1 << 17)
+    few = torch.zeros(10, dtype=torch.int64)
+    planner.run(few)
+    step = next(iter(planner._device_steps.values()))
+    assert step.config.max_ids == 1 << 17
+    planner.run(torch.zeros(200000, dtype=torch.int64))
+    assert step.config.max_ids == 1 << 18 and len(step._handles) == 2
+    device.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    planner.run(few)
+    with pytest.raises(lplb.InputError, match="before the capture"):
+        planner.run(torch.zeros(300000, dtype=torch.int64))
+
+
+def test_the_placement_changes_in_place(device):
+    rng = np.random.default_rng(31)
+    planner = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
+    ids = torch.from_numpy(skewed_ids(rng, (200, 4), 64))
+    planner.run(ids)
+    step = next(iter(planner._device_steps.values()))
+    phy2log, _, _ = planner.update_redundancy_mapping(torch.from_numpy(rng.integers(1, 99, 64)))
+    out = planner.run(ids)
+    assert next(iter(planner._device_steps.values())) is step
+    check_mapped(ids, out, phy2log)
+
+
+def test_errors_found_on_the_device(device):
+    planner = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
+    planner.run(torch.full((4,), 64))
+    status = planner.last_status
+    assert status.outcome == "failed" and status.error.status == _library.RANGE
+    planner.run(torch.zeros(4, dtype=torch.int64))
+    assert planner.last_status.ok
+
+
+@pytest.mark.parametrize("redundant", [2, 4])
+def test_three_steps_are_those_of_the_cpu(device, redundant):
+    rng = np.random.default_rng(32)
+    experts = 128
+    gpu = lplb.Planner(torch.from_numpy(CUBE.copy()), experts + 16 * redundant, experts, 16)
+    cpu = lplb.Planner(CUBE, experts + 16 * redundant, experts, 16)
+    history = rng.integers(1, 1000, experts)
+    gpu.update_redundancy_mapping(torch.from_numpy(history))
+    cpu.update_redundancy_mapping(history)
+    ids = skewed_ids(rng, (3000, 2), experts, 0.3)
+    ids[ids == 3] = -1  # an expert without tokens
+    counts, by_sm = gpu.count_workload(torch.from_numpy(ids), 132)
+    want, want_by_sm = cpu.count_workload(ids, 132)
+    assert counts.dtype == by_sm.dtype == torch.int32
+    assert (counts.numpy() == want).all() and (by_sm.numpy() == want_by_sm).all()
+    counter = torch.zeros((), dtype=torch.int32)
+    share, total = gpu.solve_probs(counts, counter)
+    want_share, want_total = cpu.solve_probs(want)
+    assert counter.item() == 2 and share.dtype == total.dtype == torch.float32
+    assert (share.numpy() == want_share).all() and (total.numpy() == want_total).all()
+    out = gpu.weighted_select_target(torch.from_numpy(ids), share, by_sm, 132)
+    assert (out.numpy() == cpu.weighted_select_target(ids, want_share, want_by_sm, 132)).all()
+
+
+def test_shares_of_any_placement(device):
+    rng = np.random.default_rng(33)
+    table = random_map(rng, 20, 6, 7)
+    gpu = lplb.Planner.from_placement(torch.from_numpy(table), 20, 6)
+    cpu = lplb.Planner.from_placement(table, 20, 6)
+    ids = skewed_ids(rng, (1000,), 20)
+    ids[ids == 5] = -1
+    counts, by_sm = gpu.count_workload(torch.from_numpy(ids), 8)
+    share, _ = gpu.solve_probs(counts)
+    want, _ = cpu.solve_probs(counts.numpy())
+    assert np.allclose(share.numpy(), want, atol=1e-7)
+    out = gpu.weighted_select_target(torch.from_numpy(ids), share, by_sm, 8)
+    check_mapped(ids, out, table)
+
+
+def test_locality_needs_a_rank(device):
+    ids = torch.zeros(8, dtype=torch.int64)
+    table = torch.tensor([0, 1, 0, 2, 1, 2])
+    with pytest.raises(lplb.InputError, match="where the ids come from"):
+        lplb.Planner.from_placement(table, 3, 3).run(ids, locality=True)
+    planner = lplb.Planner.from_placement(table, 3, 3, rank=1, solver="exact:locality=1")
+    planner.run(ids)
+    assert next(iter(planner._device_steps))[2] is True
+
+
+def gathered(rank, ranks, port, table):
+    group = join(rank, ranks, port)
+    planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=group)
+    ids = torch.from_numpy(skewed_ids(np.random.default_rng(rank), (50 * rank, 2), 24))
+    out = planner.run(ids)
+    share, total = planner.solve_probs(planner.count_workload(ids, 4)[0])
+    torch.distributed.destroy_process_group()
+    return ids.numpy(), out.numpy(), total.numpy()
+
+
+def test_counts_are_gathered(device):
+    def gather(out, own, group):  # gloo of torch 1.13 lacks the form that NCCL has
+        torch.distributed.all_gather(list(out), own, group=group)
+
+    device.setattr(torch.distributed, "all_gather_into_tensor", gather, raising=False)
+    table = random_map(np.random.default_rng(34), 24, 4, 8)
+    results = run_ranks(gathered, 4, free_port(), table)
+    counts = sum(np.bincount(ids[ids >= 0], minlength=24) for ids, *_ in results)
+    loads = sum(np.bincount(out[out >= 0] // 8, minlength=4) for _, out, _ in results)
+    best = lplb.Planner.from_placement(table, 24, 4).plan(counts)
+    assert (loads == best.loads).all()
+    for ids, out, total in results:
+        check_mapped(ids, out, table)
+        assert (total == counts).all()
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(_cuda, "_loaded", None)
+    monkeypatch.setattr(_cuda, "find_library", lambda: None)
+    with pytest.raises(lplb.InputError, match="liblplb_cuda"):
+        _cuda.library()
+    monkeypatch.undo()
+    monkeypatch.setenv("LPLB_CUDA_LIBRARY", "none.so")
+    with pytest.raises(lplb.Error, match="none.so"):
+        _cuda.find_library()
+    assert re.match(r"liblplb_cuda\.so\.\d", _cuda.SONAME)
