@@ -42,8 +42,12 @@ class Step:
         self.hosts = self._read_hosts()
         self.solver = Solver(self.hosts, solver, node=nodes)
         self.source_rank = ranks
-        self.source_counts = np.zeros((sources, n), np.int64)
-        self.counts = np.zeros(n, np.int64) if comm else self.source_counts[0]
+        if comm is None:  # one array is all three
+            self.counts = self.solver.tokens
+            self.source_counts = self.counts[None]
+        else:
+            self.counts = np.zeros(n, np.int64)
+            self.source_counts = np.zeros((sources, n), np.int64)
         self._by_rank: np.ndarray | None = None
         self._counts, self._sources = address(self.counts), address(self.source_counts)
         self._split = address(self.solver.split)
@@ -71,9 +75,7 @@ class Step:
         return self.comm.gather_into(self.tag, self._counts, len(self.counts), self._sources)
 
     def solve(self, locality: bool) -> None:
-        if self.comm is None:
-            self.solver.tokens[:] = self.counts
-        else:
+        if self.comm is not None:
             np.add.reduce(self.source_counts, axis=0, out=self.solver.tokens)
         self.solver.solve(self._counts_by_rank() if locality else None)
 

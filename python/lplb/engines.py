@@ -1,7 +1,8 @@
 """What inference engines take: their tensors and their files, from a placement.
 
 Every function takes a `Placement`, or a physical_to_logical_map int [L][P] together with ranks=.
-Tensors are int64; tensors="torch" (default) or "numpy".
+Tensors are int64; tensors="torch" (default) or "numpy". SGLang and TensorRT-LLM count the dense
+layers of a model too: dense_layers=3 puts three layers with the initial map before the others.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ __all__ = ["sglang_tensors", "vllm_tensors", "write_sglang", "write_trtllm", "wr
 
 
 def sglang_tensors(placement: Placement | Array, ranks: int | None = None, *,
-                   tensors: str = "torch") -> dict[str, Any]:
+                   dense_layers: int = 0, tensors: str = "torch") -> dict[str, Any]:
     """The fields of SGLang's ExpertLocationMetadata.
 
     physical_to_logical_map [L][P]; logical_to_all_physical_map [L][E][P], -1 padded;
     logical_to_all_physical_map_num_valid [L][E].
     """
-    p = _engine_placement(placement, ranks)
+    p = _engine_placement(placement, ranks, dense_layers)
     return _tensors(tensors, physical_to_logical_map=p.physical_to_logical_map,
                     logical_to_all_physical_map=_padded(p, p.slots),
                     logical_to_all_physical_map_num_valid=p.replica_count)
@@ -47,9 +48,9 @@ def vllm_tensors(placement: Placement | Array, ranks: int | None = None, *,
 
 
 def write_sglang(placement: Placement | Array, path: str | os.PathLike[str],
-                 ranks: int | None = None) -> None:
+                 ranks: int | None = None, *, dense_layers: int = 0) -> None:
     """JSON for SGLang's --init-expert-location."""
-    _engine_placement(placement, ranks).write(path, "sglang")
+    _engine_placement(placement, ranks, dense_layers).write(path, "sglang")
 
 
 def write_vllm(placement: Placement | Array, path: str | os.PathLike[str],
@@ -65,12 +66,13 @@ def write_vllm_ascend(placement: Placement | Array, path: str | os.PathLike[str]
 
 
 def write_trtllm(placement: Placement | Array, path: str | os.PathLike[str],
-                 ranks: int | None = None) -> None:
+                 ranks: int | None = None, *, dense_layers: int = 0) -> None:
     """YAML for TensorRT-LLM's MoE load balancer (moe_load_balancer)."""
-    _engine_placement(placement, ranks).write(path, "trtllm")
+    _engine_placement(placement, ranks, dense_layers).write(path, "trtllm")
 
 
-def _engine_placement(placement: Placement | Array, ranks: int | None) -> Placement:
+def _engine_placement(placement: Placement | Array, ranks: int | None,
+                      dense_layers: int = 0) -> Placement:
     if not isinstance(placement, Placement):
         if ranks is None:
             raise c.bad("a bare map does not say on how many ranks its slots are: give ranks=")
@@ -82,6 +84,14 @@ def _engine_placement(placement: Placement | Array, ranks: int | None) -> Placem
     if len(set(placement.slots_per_rank.tolist())) != 1:
         raise c.bad("the ranks have unequal numbers of slots, which this engine cannot have",
                     c.UNSUPPORTED)
+    if dense_layers < 0:
+        raise c.bad(f"dense_layers is {dense_layers}", c.RANGE)
+    if dense_layers:
+        initial = np.arange(placement.slots) % placement.n_logical_experts
+        table = np.concatenate([np.tile(initial, (dense_layers, 1)),
+                                placement.physical_to_logical_map])
+        placement = Placement(table, placement.ranks,
+                              n_logical_experts=placement.n_logical_experts)
     return placement
 
 

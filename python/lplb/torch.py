@@ -20,7 +20,7 @@ from .planner import Planner
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Balance", "move_weights", "sum_replica_gradients"]
+__all__ = ["Balance", "move_weights", "routing_map", "sum_replica_gradients", "top_k_of"]
 
 # ---- the planner inside a model -----------------------------------------------------------------
 
@@ -56,6 +56,37 @@ class Balance(torch.nn.Module):
         if _HAS_OPS:
             return torch.ops.lplb.run(topk_ids, self.key, self.locality)
         return self.planner.run(topk_ids, locality=self.locality)
+
+
+# ---- the dense form of a choice -----------------------------------------------------------------
+
+
+def top_k_of(routing_map: Tensor, probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Ids and weights of a dense choice, at most top_k a token.
+
+    routing_map bool [T][E]; probs [T][E], used where the map is true. Returns int64 ids [T][top_k],
+    -1 where a token has fewer, and their weights [T][top_k] with gradients, 0 there.
+    """
+    chosen, ids = routing_map.to(torch.int8).sort(dim=1, descending=True, stable=True)
+    here = chosen[:, :top_k] > 0
+    ids = ids[:, :top_k]
+    weights = torch.where(here, probs.gather(1, ids), torch.zeros_like(probs[:, :1]))
+    return torch.where(here, ids, torch.full_like(ids, -1)), weights
+
+
+def routing_map(ids: Tensor, weights: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    """The dense form of a choice, as HybridEP and Megatron's flex dispatcher take it.
+
+    ids int [T][K], -1 = no selection; weights [T][K]. Returns bool [T][n_experts] and weights
+    [T][n_experts] with gradients.
+    """
+    here = ids >= 0
+    at = torch.where(here, ids, torch.zeros_like(ids)).long()
+    zero = torch.zeros_like(weights)
+    dense = weights.new_zeros(ids.shape[0], n_experts)
+    dense = dense.scatter_add(1, at, torch.where(here, weights, zero))
+    count = torch.zeros(ids.shape[0], n_experts, dtype=torch.int32, device=ids.device)
+    return count.scatter_add_(1, at, here.to(torch.int32)) > 0, dense
 
 
 # ---- rows among ranks ---------------------------------------------------------------------------

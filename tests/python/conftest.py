@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+if os.environ.get("LPLB_LIBRARY"):  # tests change the folder
+    os.environ["LPLB_LIBRARY"] = os.path.abspath(os.environ["LPLB_LIBRARY"])
 if os.environ.get("LPLB_TEST_INSTALLED") != "1":
     sys.path.insert(0, str(ROOT / "python"))
 if os.environ.get("LPLB_TEST_TORCH") == "0":

@@ -78,6 +78,9 @@ def test_engine_files(tmp_path):
     path = tmp_path / "location.json"
     engines.write_sglang(MAP, path, ranks=3)
     assert json.loads(path.read_text())["physical_to_logical_map"] == MAP.tolist()
+    engines.write_sglang(MAP, path, ranks=3, dense_layers=1)
+    table = json.loads(path.read_text())["physical_to_logical_map"]
+    assert table == [[0, 1, 2, 3, 0, 1], *MAP.tolist()]
     engines.write_vllm_ascend(MAP, tmp_path / "ascend.json", 3)
     data = json.loads((tmp_path / "ascend.json").read_text())
     assert data["moe_layer_count"] == 2

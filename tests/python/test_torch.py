@@ -270,3 +270,38 @@ def gloo_example(rank, ranks, port, root):
 def test_example_on_four_ranks(root):
     for result in run_ranks(gloo_example, 4, free_port(), root):
         check_example(result, 1.2)
+
+
+def test_dense_and_sparse_choices():
+    draw = torch.Generator().manual_seed(3)
+    probs = torch.rand(50, 12, generator=draw, requires_grad=True)
+    ids = probs.detach().topk(3, dim=1).indices
+    ids[7, 1:] = -1
+    dense = torch.zeros(50, 12, dtype=torch.bool)
+    for t in range(50):
+        dense[t, ids[t][ids[t] >= 0]] = True
+    got, weights = lplb.torch.top_k_of(dense, probs, 3)
+    assert [sorted(a) for a in got.tolist()] == [sorted(a) for a in ids.tolist()]
+    back, back_probs = lplb.torch.routing_map(got, weights, 12)
+    assert torch.equal(back, dense)
+    assert torch.equal(back_probs, torch.where(dense, probs, torch.zeros(())))
+    back_probs.sum().backward()
+    assert torch.equal(probs.grad, dense.float())
+
+
+def gloo_sections(rank, ranks, port):
+    import gpu_ranks
+    from deep_ep_stand_in import Buffer
+
+    group = join(rank, ranks, port)
+    device = torch.device("cpu")
+    gpu_ranks.equal(group, device)
+    result = gpu_ranks.deepep(group, device, Buffer)
+    dist.destroy_process_group()
+    return result
+
+
+def test_balanced_ids_go_through_deep_ep():
+    for result in run_ranks(gloo_sections, 4, free_port()):
+        most = result["most_selections"]
+        assert most["balanced"] < 0.7 * most["unbalanced"]

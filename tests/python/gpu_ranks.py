@@ -1,0 +1,221 @@
+"""What takes several GPUs, one process each: run with torchrun; rank 0 prints JSON lines.
+
+    torchrun --nproc-per-node 2 tests/python/gpu_ranks.py [SECTION...]
+
+Sections: equal (plans and ids of the ranks against one CPU planner), deepep (dispatch, experts and
+combine with balanced ids), step (time of the whole step in a CUDA graph), layer (a skewed layer
+with and without balancing). The first two also run on CPUs over gloo, in the tests.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root / "python"), str(root / "tests" / "python"), str(root / "examples")]
+
+import torch
+import torch.distributed as dist
+
+import lplb
+
+
+def ring(ranks, columns=1):
+    """r2o [ranks][columns]: copies from the next ranks."""
+    return torch.tensor([[(r + 1 + d) % ranks for d in range(columns)] for r in range(ranks)])
+
+
+def skewed_ids(shape, experts, seed, hot_share=0.9):
+    """Logical ids of which hot_share choose among the first rank's quarter of experts."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, experts, shape, generator=draw)
+    hot = torch.rand(shape, generator=draw) < hot_share
+    return torch.where(hot, ids % max(1, experts // 4), ids)
+
+
+def equal(group, device):
+    """Ids of 20 batches: a slot of their expert each, and loads that no split could better."""
+    ranks, rank, experts = group.size(), group.rank(), 64
+    redundant = experts // ranks // 2
+    planner = lplb.Planner(ring(ranks).to(device), experts + redundant * ranks, experts,
+                           group=group)
+    alone = lplb.Planner(ring(ranks), experts + redundant * ranks, experts, ranks)
+    worst = 0.0
+    for step in range(20):
+        tokens = 0 if (rank + step) % 5 == 0 else 100 + 37 * rank + step
+        ids = skewed_ids((tokens, 4), experts, 1000 * step + rank, 0.5).to(device)
+        out = planner.run(ids)
+        assert torch.equal(planner.phy2log.long()[out], ids)
+        counts = torch.bincount(ids.reshape(-1), minlength=experts)
+        slots = torch.bincount(out.reshape(-1), minlength=planner.n_routed_experts)
+        dist.all_reduce(counts, group=group)
+        dist.all_reduce(slots, group=group)
+        best = alone.plan(counts)
+        loads = slots.reshape(ranks, -1).sum(1)
+        assert loads.tolist() == best.loads.tolist()
+        assert planner.last_status.ok
+        worst = max(worst, best.imbalance)
+    return {"batches": 20, "worst_imbalance": round(worst, 4)}
+
+
+def deepep(group, device, buffer_class=None):
+    """Balanced ids straight into DeepEP: the output is that of the unbalanced layer."""
+    if buffer_class is None:
+        try:
+            from deep_ep import Buffer as buffer_class
+        except ImportError:
+            from deep_ep_stand_in import Buffer as buffer_class
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    ranks, rank, experts, hidden, top_k = group.size(), group.rank(), 32, 512, 4
+    buffer = buffer_class(group, 1 << 28)
+    redundant = experts // ranks // 2
+    planner = lplb.Planner(ring(ranks).to(device), experts + redundant * ranks, experts,
+                           ep_size=ranks)
+    planner.init_from_deep_ep(buffer)
+    local = planner.n_local_routed_experts
+    table = planner.phy2log.long()
+    mine = table[rank * local:(rank + 1) * local]
+    draw = torch.Generator().manual_seed(rank)
+    x = torch.randn(256, hidden, generator=draw).to(device, dtype)
+    among = [experts // ranks if draw_one < 0.9 else experts  # mostly rank 0's experts
+             for draw_one in torch.rand(256, generator=draw).tolist()]
+    ids = torch.stack([torch.randperm(n, generator=draw)[:top_k] for n in among]).to(device)
+    weights = torch.rand(256, top_k, generator=draw).to(device)
+    home = torch.full((experts,), -1, dtype=torch.long, device=device)
+    for slot in range(planner.n_routed_experts - 1, -1, -1):
+        home[table[slot]] = slot
+
+    def layer(physical):
+        layout = buffer.get_dispatch_layout(physical, planner.n_routed_experts)
+        per_rank, per_rdma_rank, per_expert, in_rank, _ = layout
+        recv_x, recv_ids, recv_weights, _, handle, _ = buffer.dispatch(
+            x, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_rdma_rank,
+            is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=physical,
+            topk_weights=weights)
+        out = torch.zeros(recv_x.shape, dtype=torch.float32, device=device)
+        for slot in range(local):  # expert e: multiply by e + 1
+            w = torch.where(recv_ids == slot, recv_weights, 0.0).sum(1, keepdim=True)
+            out += w * recv_x.float() * float(mine[slot] + 1)
+        return buffer.combine(out.to(dtype), handle)[0].float(), int((recv_ids >= 0).sum())
+
+    plain, received_plain = layer(home[ids])
+    balanced_ids = planner.run(ids)
+    assert balanced_ids.dtype == torch.int64 and torch.equal(table[balanced_ids], ids)
+    balanced, received = layer(balanced_ids)
+    error = float((plain - balanced).abs().max() / plain.abs().max())
+    assert error < (1e-5 if dtype == torch.float32 else 2e-2), error
+    counts = torch.tensor([received_plain, received], device=device)
+    every = [torch.empty_like(counts) for _ in range(ranks)]
+    dist.all_gather(every, counts, group=group)
+    most = torch.stack(every).max(0).values.tolist()
+    assert most[1] <= most[0]
+    return {"buffer": buffer_class.__module__, "error": error,
+            "most_selections": {"unbalanced": most[0], "balanced": most[1]}}
+
+
+def graph_microseconds(body, replays=200):
+    """Median over 20 blocks of replays of a captured body, by the host's clock."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            body()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        body()
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        dist.barrier()
+        begin = time.perf_counter()
+        for _ in range(replays):
+            graph.replay()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) / replays * 1e6)
+    return sorted(times)[len(times) // 2]
+
+
+def step(group, device):
+    """Whole step with shared counts in a graph, 65,536 ids on every rank, and eager CPU cost."""
+    ranks, rank, experts = group.size(), group.rank(), 256
+    planner = lplb.Planner(ring(ranks).to(device), experts + 4 * ranks, experts, group=group,
+                           max_ids=1 << 17)
+    ids = skewed_ids((8192, 8), experts, rank, 0.3).to(device)
+    out = torch.empty_like(ids)
+    planner.run(ids, out=out)
+    captured = graph_microseconds(lambda: planner.run(ids, out=out))
+    assert torch.equal(planner.phy2log.long()[out], ids)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(2000):
+        planner.run(ids, out=out)
+    cpu = (time.perf_counter() - begin) / 2000 * 1e6
+    torch.cuda.synchronize()
+    return {"ids": ids.numel(), "graph_us": round(captured, 2), "eager_cpu_us": round(cpu, 2)}
+
+
+def layer(group, device, tokens=8192, hidden=2048, inner=1408, top_k=4):
+    """Forward and backward of examples/torch_moe.py's layer, 90 % of tokens on one rank's experts.
+
+    possible: the step when every rank computes the same number of rows.
+    """
+    import torch_moe
+
+    ranks, experts = group.size(), 16
+    redundant = experts // ranks
+    planner = lplb.Planner(ring(ranks).to(device), experts + redundant * ranks, experts,
+                           group=group)
+    moe = torch_moe.ExpertLayer(planner, hidden, inner, top_k, group).to(device)
+    x = torch_moe.skewed_tokens(tokens, hidden, moe.router, 0.9, 1 + moe.rank).to(device)
+    uniform = torch.randn(tokens, hidden, device=device) * 0.02
+
+    def milliseconds(rows, balanced):
+        for _ in range(3):
+            torch_moe.step(moe, rows, balanced)
+        times = []
+        for _ in range(15):
+            torch.cuda.synchronize()
+            dist.barrier()
+            begin = time.perf_counter()
+            torch_moe.step(moe, rows, balanced)
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - begin) * 1e3)
+        return sorted(times)[len(times) // 2]
+
+    loads = {name: torch_moe.rank_loads(moe, x, balanced).double()
+             for name, balanced in (("unbalanced", False), ("balanced", True))}
+    without, with_lplb = milliseconds(x, False), milliseconds(x, True)
+    possible = milliseconds(uniform, False)
+    return {"imbalance": {k: round(float(v.max() / v.mean()), 3) for k, v in loads.items()},
+            "ms": {"unbalanced": round(without, 2), "balanced": round(with_lplb, 2),
+                   "uniform_routing": round(possible, 2)},
+            "share_of_possible_gain": round((without - with_lplb) / max(without - possible, 1e-9),
+                                            3)}
+
+
+SECTIONS = {"equal": equal, "deepep": deepep, "step": step, "layer": layer}
+
+
+def main():
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", torch.cuda.current_device())
+    dist.init_process_group("nccl")
+    group = dist.group.WORLD
+    failed = False
+    for name in sys.argv[1:] or SECTIONS:
+        try:
+            result = SECTIONS[name](group, device)
+        except Exception as error:  # the other sections are worth having
+            failed = True
+            result = {"error": f"{type(error).__name__}: {error}"[:500]}
+        if group.rank() == 0 or "error" in result:
+            print(json.dumps({"section": name, "rank": group.rank(), **result}), flush=True)
+    dist.destroy_process_group()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
