@@ -46,7 +46,7 @@ test-asan: deps
 test-tsan: deps
 	@$(CONFIGURE) -B $(BUILD)-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
 	    -DLPLB_FUZZ=OFF -DLPLB_SANITIZE=thread >/dev/null
-	@cmake --build $(BUILD)-tsan -j $(JOBS)
+	@cmake --build $(BUILD)-tsan -j $(JOBS) --target threaded_tests
 	@$(CTEST) --test-dir $(BUILD)-tsan -L threads
 
 # The Python package, with numpy alone and with torch (Debian's, 636 MB installed).

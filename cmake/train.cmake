@@ -1,6 +1,9 @@
 # The trainer: lplb-train (float) and lplb-train-f64 (double, for exactness), programs of their own
 # because only they need MPI and a BLAS; `lplb train` starts them. Left out, with a word why, where
-# either is missing.
+# either is missing, and from sanitizer builds, where MPI's own leaks and races would drown ours.
+if(LPLB_SANITIZE)
+  return()
+endif()
 pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)
 find_package(MPI COMPONENTS C)
 find_package(ZLIB)

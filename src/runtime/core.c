@@ -700,7 +700,10 @@ bool lplb__core_next(lplb__core *c, lplb__action *action) {
     case LPLB__AGREEING_MOVES:
         action->kind = LPLB__AGREE;
         action->ok = c->chunk_status == LPLB_OK;
-        action->digest = c->doing == LPLB__AGREEING_MOVES ? chunk_digest(c) : proposal_digest(c);
+        /* without ok there is nothing to compare, and a late worker may still be writing it */
+        if (action->ok)
+            action->digest =
+                c->doing == LPLB__AGREEING_MOVES ? chunk_digest(c) : proposal_digest(c);
         break;
     default: describe_layer(c, action);
     }
