@@ -120,6 +120,18 @@ def check_lines(name, lines, report):
             report(number, "a path of one machine")
 
 
+def check_links(root, name, lines, report):
+    """Files that a document links to, or names as docs/NAME.md, are there."""
+    if not name.endswith(".md"):
+        return
+    for number, line in enumerate(lines, 1):
+        links = [os.path.join(os.path.dirname(name), link)
+                 for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", line) if "://" not in link]
+        for link in sorted(set(links + re.findall(r"\bdocs/\w+\.md\b", line))):
+            if not os.path.exists(os.path.join(root, link)):
+                report(number, f"there is no {link}")
+
+
 def check_sizes(name, lines, report, warn):
     if not name.endswith(CODE + (".py", ".sh", ".js", ".css", ".html")):
         return
@@ -170,6 +182,7 @@ def main():
             continue
         check_includes(name, lines, report)
         check_lines(name, lines, report)
+        check_links(root, name, lines, report)
         check_sizes(name, lines, report, warn)
     print(f"tidy: {len(files)} files, {counts['error']} errors, {counts['warning']} warnings")
     return 1 if counts["error"] else 0
