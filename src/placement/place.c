@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "placement/placement.h"
+#include "placement/search.h"
 
 static const char *algorithm_name(lplb_place_algorithm algorithm) {
     static const char *const names[] = {"eplb", "topology", "search"};
@@ -133,11 +133,10 @@ static int32_t list_alive(const lplb_place_config *c, int32_t *alive) {
 }
 
 /* Copies a layer laid out over the survivors' slots to their places. */
-static void spread_to_alive(const lplb_placement *p, int32_t layer, const int32_t *packed,
-                            const int32_t *alive, int32_t n_alive) {
-    int32_t *map = p->physical_to_logical + (int64_t)layer * p->slots;
+static void spread_to_alive(const int32_t *rank_offset, const int32_t *packed, const int32_t *alive,
+                            int32_t n_alive, int32_t *map) {
     for (int32_t i = 0; i < n_alive; i++)
-        for (int32_t s = p->rank_offset[alive[i]]; s < p->rank_offset[alive[i] + 1]; s++)
+        for (int32_t s = rank_offset[alive[i]]; s < rank_offset[alive[i] + 1]; s++)
             map[s] = *packed++;
 }
 
@@ -237,7 +236,7 @@ static lplb_status simple_prepare(simple_scratch *s, const lplb__place_task *tas
 }
 
 static lplb_status simple_layer(simple_scratch *s, const lplb__place_task *task, int32_t layer,
-                                int32_t n_alive, const lplb_placement *p) {
+                                int32_t n_alive, const int32_t *rank_offset, int32_t *map) {
     const lplb_place_config *c = task->config;
     int32_t per_rank = c->slots / c->ranks, slots = per_rank * n_alive, experts = task->experts;
     const lplb_topology *topology = c->topology ? c->topology : s->topology;
@@ -252,7 +251,7 @@ static lplb_status simple_layer(simple_scratch *s, const lplb__place_task *task,
         if (slots > experts)
             add_redundant(topology, c->ranks, experts / c->ranks, per_rank, out, s->packed);
     }
-    spread_to_alive(p, layer, s->packed, s->alive, n_alive);
+    spread_to_alive(rank_offset, s->packed, s->alive, n_alive, map);
     return LPLB_OK;
 }
 
@@ -261,7 +260,20 @@ static lplb_status place_simple(const lplb__place_task *task, const lplb_placeme
     int32_t n_alive;
     lplb_status status = simple_prepare(&s, task, &n_alive);
     for (int32_t layer = 0; status == LPLB_OK && layer < task->layers; layer++)
-        status = simple_layer(&s, task, layer, n_alive, p);
+        status = simple_layer(&s, task, layer, n_alive, p->rank_offset,
+                              p->physical_to_logical + (int64_t)layer * p->slots);
+    simple_destroy(&s);
+    return status;
+}
+
+lplb_status lplb__place_simple_layer(const lplb__place_task *task, const lplb_placement *shape,
+                                     int32_t layer, int32_t *map) {
+    simple_scratch s = {0};
+    int32_t n_alive;
+    for (int32_t i = 0; i < shape->slots; i++) map[i] = -1;
+    LPLB_TRY(check_only_search(task->config));
+    lplb_status status = simple_prepare(&s, task, &n_alive);
+    if (status == LPLB_OK) status = simple_layer(&s, task, layer, n_alive, shape->rank_offset, map);
     simple_destroy(&s);
     return status;
 }
@@ -276,9 +288,8 @@ lplb_status lplb_place(const lplb_place_config *config, const int64_t *load, int
                                    config->slots_per_rank, &p));
     lplb_status status = check_task(&task);
     if (status == LPLB_OK)
-        status = config->algorithm == LPLB_PLACE_SEARCH
-                     ? LPLB_FAIL(LPLB_UNSUPPORTED, "search is not there yet")
-                     : place_simple(&task, p);
+        status = config->algorithm == LPLB_PLACE_SEARCH ? lplb__search(&task, p)
+                                                        : place_simple(&task, p);
     if (status == LPLB_OK) *out = p;
     else lplb_placement_destroy(p);
     return status;

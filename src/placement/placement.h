@@ -21,4 +21,9 @@ static inline const int64_t *lplb__task_row(const lplb__place_task *task, int64_
     return task->load + (sample * task->layers + layer) * task->experts;
 }
 
+/* One layer by EPLB or along a topology: map [P]. LPLB_UNSUPPORTED or LPLB_INVALID if the shape
+ * does not allow it. */
+lplb_status lplb__place_simple_layer(const lplb__place_task *task, const lplb_placement *shape,
+                                     int32_t layer, int32_t *map);
+
 #endif
