@@ -7,7 +7,7 @@ lplb=$1
 cd "$(dirname "$0")/.."
 report=demo-report
 set -- --ranks 8 --redundant 2 --batch-tokens 512 --policy none --policy eplb --policy eplb+exact \
-    --policy topology+ipm:published --policy lplb --policy ideal \
+    --policy topology+ipm:published --policy lplb --policy search+exact --policy ideal \
     --report "$report"
 for trace in data/gpt-oss-20b/*.npz; do
     echo "lplb replay $trace $*"

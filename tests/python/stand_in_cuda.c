@@ -109,8 +109,8 @@ lplb_status lplb_cuda_count(lplb_cuda_planner *p, const lplb_cuda_ids *ids, int6
                             lplb_cuda_stream stream) {
     (void)stream;
     if (ids->struct_size != sizeof *ids || ids->n > p->config.max_ids) return LPLB_INVALID;
-    return remember(p, lplb_dispatch_count(p->dispatcher, ids->ids, ids->ids_dtype, ids->n,
-                                           counts));
+    return remember(p,
+                    lplb_dispatch_count(p->dispatcher, ids->ids, ids->ids_dtype, ids->n, counts));
 }
 
 static lplb_status map(lplb_cuda_planner *p, const lplb_cuda_ids *ids) {
@@ -139,8 +139,8 @@ lplb_status lplb_cuda_solve(lplb_cuda_planner *p, const lplb_cuda_problem *probl
     return remember(p, solve(p, problem, problem->source_counts));
 }
 
-lplb_status lplb_cuda_map_shares(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
-                                 const float *share, lplb_cuda_stream stream) {
+lplb_status lplb_cuda_map_shares(lplb_cuda_planner *p, const lplb_cuda_ids *ids, const float *share,
+                                 lplb_cuda_stream stream) {
     lplb_status status = lplb_cuda_count(p, ids, p->own, stream);
     if (status != LPLB_OK || p->report.error) return status;
     status = lplb_dispatch_prepare_ratio(p->dispatcher, share, p->own, ids->source);
@@ -156,7 +156,7 @@ lplb_status lplb_cuda_report_read(lplb_cuda_planner *p, lplb_cuda_stream stream,
 }
 
 lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
-    return (lplb_status)-(int64_t)(report->error >> 56);
+    return (lplb_status) - (int64_t)(report->error >> 56);
 }
 
 lplb_status lplb_cuda_report_clear(lplb_cuda_planner *p, lplb_cuda_stream stream) {
