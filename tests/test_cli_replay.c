@@ -89,6 +89,27 @@ static void test_replay_json(void **state) {
     run_free(&r);
 }
 
+/* Without --policy: the six that the help promises, search no worse than the others. */
+static void test_replay_defaults(void **state) {
+    (void)state;
+    static const char *const names[] = {"none", "eplb",         "eplb+exact",
+                                        "lplb", "search+exact", "ideal"};
+    run_result r;
+    run_cli(&r, NULL, "replay", "--json", "--ranks", "8", "--redundant", "2", "--layers", "23",
+            "--batch-tokens", "512", TRACE, NULL);
+    json_t *document = parse(&r), *p;
+    double mean[6];
+    size_t i;
+    assert_int_equal(json_array_size(at(document, "policies")), 6);
+    json_array_foreach(at(document, "policies"), i, p) {
+        check_policy(p, names[i], i >= 2 && i <= 4);
+        mean[i] = real(at(p, "imbalance"), "mean");
+    }
+    assert_true(mean[4] <= mean[2] + 0.002 && mean[4] <= mean[3] + 0.002);
+    json_decref(document);
+    run_free(&r);
+}
+
 static void test_replay_predicted(void **state) {
     json_t *example = documented("lplb.gpu_model/1");
     char *text = json_dumps(example, 0);
@@ -323,11 +344,11 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_replay_json),      cmocka_unit_test(test_replay_predicted),
-        cmocka_unit_test(test_replay_text),      cmocka_unit_test(test_replay_counts),
-        cmocka_unit_test(test_replay_refusals),  cmocka_unit_test(test_explain_json),
-        cmocka_unit_test(test_explain_problem),  cmocka_unit_test(test_explain_text),
-        cmocka_unit_test(test_explain_refusals),
+        cmocka_unit_test(test_replay_json),      cmocka_unit_test(test_replay_defaults),
+        cmocka_unit_test(test_replay_predicted), cmocka_unit_test(test_replay_text),
+        cmocka_unit_test(test_replay_counts),    cmocka_unit_test(test_replay_refusals),
+        cmocka_unit_test(test_explain_json),     cmocka_unit_test(test_explain_problem),
+        cmocka_unit_test(test_explain_text),     cmocka_unit_test(test_explain_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
