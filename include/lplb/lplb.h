@@ -5,6 +5,7 @@
 #include <lplb/comm.h>
 #include <lplb/dispatch.h>
 #include <lplb/gen.h>
+#include <lplb/monitor.h>
 #include <lplb/online.h>
 #include <lplb/placement.h>
 #include <lplb/plan.h>

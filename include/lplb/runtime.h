@@ -166,6 +166,7 @@ typedef struct lplb_manager_config {
     int32_t threads;          /* of the placement [1]; < 0 = all */
     double worker_timeout_s;  /* wait at adoption at most; < 0 = for ever [60] */
     lplb_manager_hooks hooks;
+    struct lplb_monitor *monitor; /* events, figures and ranges go there too; NULL = none */
 } lplb_manager_config;
 
 typedef struct lplb_manager_stats {

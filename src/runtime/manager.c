@@ -1,6 +1,7 @@
 /* The manager's shell: performs what the state machine asks for, with a worker thread and the
  * host's hooks. */
 #include <errno.h>
+#include <lplb/monitor.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -28,6 +29,14 @@ struct lplb_manager {
 
 /* ---- the worker ---- */
 
+enum { STEP_LANE = 0, WORKER_LANE = 1 };
+
+static void propose(lplb_manager *m) {
+    int64_t begin = lplb_range_begin("lplb place");
+    lplb__propose(&m->core->config, &m->core->job, &m->core->proposal);
+    lplb_range_end(m->core->config.monitor, "lplb place", WORKER_LANE, begin);
+}
+
 static void *work(void *argument) {
     lplb_manager *m = argument;
     worker *w = &m->worker;
@@ -36,7 +45,7 @@ static void *work(void *argument) {
         while (!w->stopping && !w->busy) pthread_cond_wait(&w->wake, &w->mutex);
         if (w->stopping) break;
         pthread_mutex_unlock(&w->mutex);
-        lplb__propose(&m->core->config, &m->core->job, &m->core->proposal);
+        propose(m);
         pthread_mutex_lock(&w->mutex);
         w->busy = false;
         pthread_cond_signal(&w->done);
@@ -105,12 +114,13 @@ static lplb_status take_job(lplb_manager *m) {
     lplb__core *core = m->core;
     if (core->start_status != LPLB_OK) return LPLB_OK; /* it was never begun; the core knows */
     if (!m->worker.has_thread) {
-        lplb__propose(&core->config, &core->job, &core->proposal);
+        propose(m);
         return LPLB_OK;
     }
-    int64_t start = lplb__now_ns();
+    int64_t start = lplb_range_begin("lplb wait");
     bool done = wait_for_worker(m, core->config.worker_timeout_s);
     core->stats.wait_ns += lplb__now_ns() - start;
+    lplb_range_end(core->config.monitor, "lplb wait", STEP_LANE, start);
     if (done) return LPLB_OK;
     core->job_busy = 1;
     m->abandoned = true;
@@ -158,10 +168,11 @@ static lplb_status perform(lplb_manager *m, const lplb__action *action) {
 
 static void tell_events(lplb__core *core) {
     if (core->n_events - core->told > LPLB__EVENTS) core->told = core->n_events - LPLB__EVENTS;
-    for (; core->told < core->n_events; core->told++)
-        if (core->config.hooks.event)
-            core->config.hooks.event(core->config.hooks.user,
-                                     &core->event[core->told % LPLB__EVENTS]);
+    for (; core->told < core->n_events; core->told++) {
+        const lplb_event *event = &core->event[core->told % LPLB__EVENTS];
+        if (core->config.hooks.event) core->config.hooks.event(core->config.hooks.user, event);
+        if (core->config.monitor) lplb_monitor_event(core->config.monitor, event);
+    }
 }
 
 /* Reasons of hooks that fail without one must not be those of an earlier failure. */
@@ -210,14 +221,26 @@ void lplb_manager_destroy(lplb_manager *m) {
     lplb__free(m);
 }
 
+static void tell_figures(lplb_manager *m) {
+    if (!m->core->config.monitor) return;
+    lplb_manager_stats stats;
+    lplb_manager_get_stats(m, &stats);
+    lplb_monitor_manager(m->core->config.monitor, &stats);
+}
+
 static lplb_status step(lplb_manager *m, int64_t at, lplb_stage stage, const int64_t *counts,
                         const float *loads) {
     LPLB_TRY(check_manager(m));
     see_worker(m);
-    LPLB_TRY(lplb__core_feed(m->core, at, stage, counts, loads));
-    lplb__core_step(m->core);
-    run_actions(m);
-    return LPLB_OK;
+    int64_t begin = lplb_range_begin("lplb step");
+    lplb_status status = lplb__core_feed(m->core, at, stage, counts, loads);
+    if (status == LPLB_OK) {
+        lplb__core_step(m->core);
+        run_actions(m);
+        tell_figures(m);
+    }
+    lplb_range_end(m->core->config.monitor, "lplb step", STEP_LANE, begin);
+    return status;
 }
 
 lplb_status lplb_manager_step(lplb_manager *m, int64_t at, lplb_stage stage,
