@@ -240,7 +240,7 @@ static void test_server(void **state) {
         {"POST / HTTP/1.1\r\n\r\n", "405", "Allow: GET"},
         {"nonsense\r\n\r\n", "400", "Only GET"},
     };
-    int idle[12]; /* more than it has room for, saying nothing: they wait, others are served */
+    int idle[7]; /* all connections but one, saying nothing: the others are served */
     for (int i = 0; i < 7; i++) idle[i] = dial(port);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *got = fetch(port, cases[i].request);
@@ -252,6 +252,21 @@ static void test_server(void **state) {
     assert_null(strstr(head, "<!DOCTYPE"));
     free(head);
     for (int i = 0; i < 7; i++) close(idle[i]);
+    char text[16];
+    snprintf(text, sizeof text, "%d", port);
+    run_result r;
+    run_cli(&r, NULL, "top", "--once", text, NULL);
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.out, "refuse: because"));
+    run_free(&r);
+    run_cli(&r, NULL, "top", "--json", text, NULL);
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.out, "lplb.monitor/1"));
+    run_free(&r);
+    run_cli(&r, NULL, "top", "--once", "1", NULL);
+    assert_int_equal(r.code, 1);
+    assert_string_equal(r.out, "");
+    run_free(&r);
     lplb_monitor *other;
     lplb_monitor_config taken = {.struct_size = sizeof taken, .ranks = 1, .serve = 1, .port = port};
     assert_int_equal(lplb_monitor_create(&taken, &other), LPLB_IO);
