@@ -20,6 +20,7 @@ typedef struct command {
 #define LPLB_COMMANDS(X)                                                                           \
     X(replay, "drive a recorded trace through policies and compare them")                          \
     X(explain, "what limits one batch, and which copy would help")                                 \
+    X(place, "choose which expert copies live on which rank")                                      \
     X(plan, "split one batch's tokens over expert copies, optimally")                             \
     X(convert, "turn traces and placements of the engines into each other's formats")             \
     X(gen, "write a synthetic routing trace")                                                     \
