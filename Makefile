@@ -1,5 +1,5 @@
 # The commands of the README; CMake does the work.
-#   make demo                replay the bundled trace, write demo-report/report.html
+#   make demo                train a small model, replay its routing and the bundled trace
 #   make test                build and run every test
 #   make install PREFIX=...  /usr/local by default
 BUILD  ?= build
@@ -25,8 +25,12 @@ $(BUILD)/build.ninja:
 build: $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS)
 
+# Configured anew for MPI and OpenBLAS; where they cannot be had, the demo replays only.
 demo: $(BUILD)/build.ninja
-	@cmake --build $(BUILD) -j $(JOBS) --target lplb_cli
+	@$(DEPS) train text || echo "make demo: no trainer without these; only the replay follows"
+	@$(CONFIGURE) -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target lplb_cli \
+	    $$(grep -q '^build lplb-train:' $(BUILD)/build.ninja && echo lplb-train)
 	@scripts/demo.sh $(BUILD)/lplb
 
 # Configured anew, for `deps` may have brought what an earlier build had to do without.

@@ -1,18 +1,36 @@
 #!/bin/sh
-# What balancing would bring on a recorded run of gpt-oss-20b (data/gpt-oss-20b/PROVENANCE.md), as 8
-# ranks with 2 redundant expert slots each would have served it.
+# Trains a small mixture-of-experts model on 8 ranks with balancing, and replays its own routing;
+# then what balancing would bring on a recorded run of gpt-oss-20b (data/gpt-oss-20b/PROVENANCE.md),
+# as 8 ranks with 2 redundant expert slots each would have served it.
 #   scripts/demo.sh PATH_OF_LPLB
 set -eu
 lplb=$1
 cd "$(dirname "$0")/.."
 report=demo-report
-set -- --ranks 8 --redundant 2 --batch-tokens 512 --policy none --policy eplb --policy eplb+exact \
-    --policy topology+ipm:published --policy lplb --policy search+exact --policy ideal \
-    --report "$report"
+mkdir -p "$report"
+
+# say COMMAND...: the command and what it prints
+say() {
+    echo "$@"
+    echo
+    "$@"
+    echo
+}
+
+pages=
+if [ -x "$(dirname "$lplb")/lplb-train" ]; then
+    say "$lplb" train --ranks 8 --config examples/demo.yaml --record-routing "$report/routing.npz"
+    say "$lplb" replay "$report/routing.npz" --ranks 8 --redundant 2 --batch-tokens 2048 \
+        --policy none --policy eplb --policy eplb+exact --policy lplb \
+        --policy search+exact --policy ideal --report "$report/trained"
+    pages="$PWD/$report/trained/report.html and "
+else
+    echo "No training: $(dirname "$lplb")/lplb-train was not built (it needs MPI and OpenBLAS)."
+    echo
+fi
 for trace in data/gpt-oss-20b/*.npz; do
-    echo "lplb replay $trace $*"
-    echo
-    "$lplb" replay "$trace" "$@"
-    echo
+    say "$lplb" replay "$trace" --ranks 8 --redundant 2 --batch-tokens 512 --policy none \
+        --policy eplb --policy eplb+exact --policy topology+ipm:published --policy lplb \
+        --policy search+exact --policy ideal --report "$report"
 done
-echo "Open $PWD/$report/report.html in a browser."
+echo "Open $pages$PWD/$report/report.html in a browser."

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what a group of commands needs, only what is missing; says nothing when nothing is.
-#   scripts/install_deps.sh build [test] [train] [python] [torch] [bench] [lint] [fuzz]
+#   scripts/install_deps.sh build [test] [train] [text] [python] [torch] [bench] [lint] [fuzz]
 # What counts is whether the tool or library is there, not the package: on other systems than
 # Debian and Ubuntu install it by the system's own means and this script is content.
 set -eu
@@ -18,6 +18,9 @@ have_compiler() {
 }
 # Debian's packages serve Debian's interpreter, whatever else is first in PATH.
 have_module() { "${PYTHON:-/usr/bin/python3}" -c "import $1" >/dev/null 2>&1; }
+
+have_file() { [ -e "$1" ]; }
+have_pod() { ls /usr/share/perl/*/pod/perl.pod >/dev/null 2>&1; }
 
 for group in "${@:-build}"; do
     case "$group" in
@@ -41,6 +44,14 @@ for group in "${@:-build}"; do
         need python3-numpy have_module numpy
         need python3-pytest have_module pytest
         ;;
+    text) # what the trainer's text sources read, about 30 MB
+        need bible-kjv have_tool bible
+        need bible-kjv-text have_file /usr/lib/bible.data
+        need r-cran-janeaustenr have_file /usr/lib/R/site-library/janeaustenr/data/Rdata.rdb
+        need fortunes have_file /usr/share/games/fortunes/art
+        need dict-foldoc have_file /usr/share/dictd/foldoc.dict.dz
+        need perl-doc have_pod ""
+        ;;
     torch) need python3-torch have_module torch ;;
     bench) need coinor-libclp-dev have_library clp ;;
     lint)
@@ -49,8 +60,8 @@ for group in "${@:-build}"; do
         ;;
     fuzz) need clang have_tool clang ;;
     *)
-        echo "install_deps.sh: no group '$group' (build, test, train, python, torch, bench, lint," \
-            "fuzz)" >&2
+        echo "install_deps.sh: no group '$group' (build, test, train, text, python, torch, bench," \
+            "lint, fuzz)" >&2
         exit 2
         ;;
     esac

@@ -55,6 +55,7 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->final_rstd, N);
     FIELD(m->logit, N * c->vocab);
     FIELD(m->position, N);
+    FIELD(m->rotation, T * (D / c->heads));
     FIELD(m->slope, M * m->max_batch * E);
     FIELD(m->scope_count, m->max_batch * E);
     FIELD(m->dstream, N * D);
@@ -70,6 +71,17 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->dlogit, N * E);
     FIELD(m->dchoice, N * K);
 #undef FIELD
+}
+
+static void fill_rotation(model *m) {
+    int64_t d = m->config.width / m->config.heads, half = d / 2;
+    for (int64_t i = 0; i < half; i++) {
+        double frequency = pow(m->config.rope_theta, -2.0 * (double)i / (double)d);
+        for (int64_t t = 0; t < m->config.context; t++) {
+            m->rotation[t * d + i] = (real)cos((double)t * frequency);
+            m->rotation[t * d + half + i] = (real)sin((double)t * frequency);
+        }
+    }
 }
 
 lplb_status model_create(const model_config *config, const model_options *options,
@@ -91,6 +103,7 @@ lplb_status model_create(const model_config *config, const model_options *option
     lay_out(m, false);
     LPLB_TRY_GOTO(status, lplb__arena_create(&m->arena), failed);
     lay_out(m, true);
+    fill_rotation(m);
     LPLB_TRY_GOTO(status,
                   experts_create(&m->config, m->ops, group, m->layout.moe_layers,
                                  m->layout.expert_items, options->redundant, options->solver,
@@ -175,8 +188,8 @@ static void attention_half(model *m, int32_t l, const batch *b) {
     matmul_forward(t->q, t->norm1, m->param + p->wq, N, D, D, 0);
     matmul_forward(t->k, t->norm1, m->param + p->wk, N, kv, D, 0);
     matmul_forward(t->v, t->norm1, m->param + p->wv, N, kv, D, 0);
-    m->ops->rope(t->q, m->position, N, c->heads, d, (real)c->rope_theta, 0);
-    m->ops->rope(t->k, m->position, N, c->kv_heads, d, (real)c->rope_theta, 0);
+    m->ops->rope(t->q, m->position, m->rotation, N, c->heads, d, 0);
+    m->ops->rope(t->k, m->position, m->rotation, N, c->kv_heads, d, 0);
     m->ops->attention_forward(t->mixed, t->prob, t->q, t->k, t->v, b->first, shape_of(m, b->B));
     memcpy(t->middle, t->in, sizeof(real) * (size_t)(N * D));
     matmul_forward(t->middle, t->mixed, m->param + p->wo, N, D, D, 1);
@@ -321,8 +334,8 @@ static void attention_half_backward(model *m, int32_t l, const batch *b) {
     matmul_backward_input(m->dmixed, m->dstream, m->param + p->wo, N, D, D, 0);
     m->ops->attention_backward(m->dq, m->dk, m->dv, m->square, m->dmixed, t->prob, t->q, t->k, t->v,
                                b->first, shape_of(m, b->B));
-    m->ops->rope(m->dq, m->position, N, c->heads, d, (real)c->rope_theta, 1);
-    m->ops->rope(m->dk, m->position, N, c->kv_heads, d, (real)c->rope_theta, 1);
+    m->ops->rope(m->dq, m->position, m->rotation, N, c->heads, d, 1);
+    m->ops->rope(m->dk, m->position, m->rotation, N, c->kv_heads, d, 1);
     matmul_backward_weight(m->grad + p->wq, m->dq, t->norm1, N, D, D);
     matmul_backward_weight(m->grad + p->wk, m->dk, t->norm1, N, kv, D);
     matmul_backward_weight(m->grad + p->wv, m->dv, t->norm1, N, kv, D);

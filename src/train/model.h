@@ -49,6 +49,7 @@ typedef struct model {
     real *final, *final_norm, *final_rstd; /* [N][D], [N][D], [N] */
     real *logit;                           /* [N][V] */
     int32_t *position;                     /* [N] position inside the document */
+    real *rotation;                        /* [T][D/H] cosines and sines of every position */
     real *slope;                           /* [moe_layers][scopes][E] of the balance loss */
     int64_t *scope_count;                  /* [B][E] */
     /* scratch of the backward */

@@ -24,10 +24,11 @@ typedef struct ops {
     /* dx += ..., dgain += ... */
     void (*rmsnorm_backward)(real *dx, real *dgain, const real *dout, const real *x,
                              const real *rstd, const real *gain, int64_t N, int64_t D);
-    /* Rotates pairs (i, i + d/2) of each head by position * theta^(-2i/d) (Su et al., 2021); in
-     * place on x[N][heads][d]; inverse != 0 rotates back, which is the backward. */
-    void (*rope)(real *x, const int32_t *position, int64_t N, int64_t heads, int64_t d, real theta,
-                 int inverse);
+    /* Rotates pairs (i, i + d/2) of each head by position * theta^(-2i/d) (Su et al., 2021), in
+     * place on x[N][heads][d]; rotation[T][d] has d/2 cosines and d/2 sines of every position;
+     * inverse != 0 rotates back, which is the backward. */
+    void (*rope)(real *x, const int32_t *position, const real *rotation, int64_t N, int64_t heads,
+                 int64_t d, int inverse);
     /* Causal attention inside documents: token t sees s in [first[t], t] of its sequence.
      * q[N][H][d], k, v[N][G][d], out[N][H][d], prob[B][H][T][T] saved; head h reads key/value head
      * h * G / H. */

@@ -16,8 +16,8 @@ static void embed_backward(real *dtable, const real *dout, const int32_t *token,
     }
 }
 
-static void rmsnorm_forward(real *out, real *rstd, const real *x, const real *gain, int64_t N,
-                            int64_t D, real eps) {
+REAL_WIDE static void rmsnorm_forward(real *out, real *rstd, const real *x, const real *gain,
+                                      int64_t N, int64_t D, real eps) {
     for (int64_t n = 0; n < N; n++, x += D, out += D) {
         real sum = 0;
         for (int64_t i = 0; i < D; i++) sum += x[i] * x[i];
@@ -28,8 +28,8 @@ static void rmsnorm_forward(real *out, real *rstd, const real *x, const real *ga
 }
 
 /* With y = x r g and r = (mean x^2 + eps)^(-1/2): dx = r (g dy - x r^2 mean(g dy x)). */
-static void rmsnorm_backward(real *dx, real *dgain, const real *dout, const real *x,
-                             const real *rstd, const real *gain, int64_t N, int64_t D) {
+REAL_WIDE static void rmsnorm_backward(real *dx, real *dgain, const real *dout, const real *x,
+                                       const real *rstd, const real *gain, int64_t N, int64_t D) {
     for (int64_t n = 0; n < N; n++, x += D, dx += D, dout += D) {
         real r = rstd[n], dot = 0;
         for (int64_t i = 0; i < D; i++) dot += dout[i] * gain[i] * x[i];
@@ -41,40 +41,35 @@ static void rmsnorm_backward(real *dx, real *dgain, const real *dout, const real
     }
 }
 
-static void rope(real *x, const int32_t *position, int64_t N, int64_t heads, int64_t d, real theta,
-                 int inverse) {
+static void rope(real *x, const int32_t *position, const real *rotation, int64_t N, int64_t heads,
+                 int64_t d, int inverse) {
     int64_t half = d / 2;
-    enum { MAX_HALF = 256 };
-    double frequency[MAX_HALF];
-    for (int64_t i = 0; i < half; i++)
-        frequency[i] = pow((double)theta, -2.0 * (double)i / (double)d);
+    real sign = inverse ? -1 : 1;
     for (int64_t n = 0; n < N; n++) {
-        real cosine[MAX_HALF], sine[MAX_HALF];
-        for (int64_t i = 0; i < half; i++) {
-            double angle = (double)position[n] * frequency[i];
-            cosine[i] = (real)cos(angle);
-            sine[i] = (real)(inverse ? -sin(angle) : sin(angle));
-        }
+        const real *cosine = rotation + position[n] * d, *sine = cosine + half;
         for (int64_t h = 0; h < heads; h++) {
             real *a = x + (n * heads + h) * d, *b = a + half;
             for (int64_t i = 0; i < half; i++) {
-                real u = a[i], v = b[i];
-                a[i] = u * cosine[i] - v * sine[i];
-                b[i] = u * sine[i] + v * cosine[i];
+                real u = a[i], v = b[i], s = sign * sine[i];
+                a[i] = u * cosine[i] - v * s;
+                b[i] = u * s + v * cosine[i];
             }
         }
     }
+}
+
+/* row[i] = exp((row[i] - top) * scale) */
+REAL_WIDE static void exp_row(real *row, int64_t n, real top, real scale) {
+    for (int64_t i = 0; i < n; i++) row[i] = real_exp((row[i] - top) * scale);
 }
 
 /* Row t of softmax over s in [first, t], zero elsewhere. */
 static void softmax_row(real *row, int64_t first, int64_t t, int64_t T, real scale) {
     real top = row[first];
     for (int64_t s = first + 1; s <= t; s++) top = row[s] > top ? row[s] : top;
+    exp_row(row + first, t + 1 - first, top, scale);
     real sum = 0;
-    for (int64_t s = first; s <= t; s++) {
-        row[s] = real_exp((row[s] - top) * scale);
-        sum += row[s];
-    }
+    for (int64_t s = first; s <= t; s++) sum += row[s];
     real inverse = 1 / sum;
     for (int64_t s = first; s <= t; s++) row[s] *= inverse;
     memset(row, 0, sizeof(real) * (size_t)first);
@@ -130,12 +125,12 @@ static void attention_backward(real *dq, real *dk, real *dv, real *scratch, cons
         }
 }
 
-static void swiglu_forward(real *out, const real *gate, const real *up, int64_t n) {
+REAL_WIDE static void swiglu_forward(real *out, const real *gate, const real *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1 + real_exp(-gate[i])) * up[i];
 }
 
-static void swiglu_backward(real *dgate, real *dup, const real *dout, const real *gate,
-                            const real *up, int64_t n) {
+REAL_WIDE static void swiglu_backward(real *dgate, real *dup, const real *dout, const real *gate,
+                                      const real *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         real g = gate[i], u = up[i], sigmoid = 1 / (1 + real_exp(-g));
         real slope = sigmoid * (1 + g * (1 - sigmoid));
@@ -155,10 +150,8 @@ static double cross_entropy(real *logits, const int32_t *target, int64_t N, int6
         real top = row[0], sum = 0;
         for (int64_t i = 1; i < V; i++) top = row[i] > top ? row[i] : top;
         real hit = row[target[n]] - top;
-        for (int64_t i = 0; i < V; i++) {
-            row[i] = real_exp(row[i] - top);
-            sum += row[i];
-        }
+        exp_row(row, V, top, 1);
+        for (int64_t i = 0; i < V; i++) sum += row[i];
         loss += log((double)sum) - (double)hit;
         real factor = scale / sum;
         for (int64_t i = 0; i < V; i++) row[i] *= factor;

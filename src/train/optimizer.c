@@ -243,8 +243,9 @@ typedef struct adam {
     double rate, scale, correct1, correct2;
 } adam;
 
-static void adam_update(const optimizer_config *c, const adam *a, bool decay, real *w,
-                        const real *gradient, real *m1, real *m2, int64_t n) {
+REAL_WIDE static void adam_update(const optimizer_config *c, const adam *a, bool decay,
+                                  real *restrict w, const real *restrict gradient,
+                                  real *restrict m1, real *restrict m2, int64_t n) {
     real b1 = (real)c->beta1, b2 = (real)c->beta2, eps = (real)c->eps, scale = (real)a->scale;
     real shrink = (real)(decay ? 1 - a->rate * c->weight_decay : 1);
     real rate = (real)(a->rate * a->correct1), correct2 = (real)a->correct2;
