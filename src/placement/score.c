@@ -21,13 +21,17 @@
 enum {
     PAIRS_MAX = 96, /* pairs of hosts balanced around a change, beside those of its own experts */
     ROUNDS = 3,     /* how far around: from the changed ranks over this many experts */
-    SWEEPS = 4,
+    SWEEPS = 4,     /* at once; then the gain is looked at */
+    SWEEPS_MAX = 24,
     REFRESH_SWEEPS = 16
 };
 
+/* A block whose score falls by less is balanced. */
+static const double SETTLED = 3e-5;
+
 /* Weight of the variance over ranks beside the maximum: with even splits most changes leave the
  * fullest rank as it is, and this tells the useful ones apart. */
-static const float VARIANCE_WEIGHT = 0.5f;
+static const float VARIANCE_WEIGHT[2] = {0.03f, 0.5f}; /* optimal, even splits */
 
 /* Four floats side by side; every lane rounds by itself, so results do not depend on the width. */
 typedef float v4f __attribute__((vector_size(16), aligned(4), may_alias));
@@ -349,27 +353,42 @@ static double score_block(const lplb__score *s, int32_t block, const lanes *regi
     v4f sum = {0};
     for (int p = 0; p < PARTS; p++)
         sum += top->part[p] * s->norm[block].part[p] +
-               VARIANCE_WEIGHT *
+               VARIANCE_WEIGHT[layer->even] *
                    (squares.part[p] * s->norm2[block].part[p] - s->weight[block].part[p]);
     return ((double)sum[0] + (double)sum[1]) + ((double)sum[2] + (double)sum[3]);
 }
 
 /* ---- changes ---- */
 
+/* Score of a block after balancing, which goes on while it pays: sweeps gain less and less, so a
+ * block is given up when even once more the last gain would not bring it below `room`. */
+static double balanced_score(const lplb__score *s, int32_t block, lanes *load, lanes *split,
+                             double room) {
+    lanes top;
+    balance(s, load, split, SWEEPS);
+    double score = score_block(s, block, load, &top);
+    for (int sweeps = SWEEPS; sweeps < SWEEPS_MAX && s->n_pairs; sweeps += SWEEPS) {
+        balance(s, load, split, SWEEPS);
+        double last = score;
+        score = score_block(s, block, load, &top);
+        if (last - score < SETTLED || score - (last - score) > room) break;
+    }
+    return score;
+}
+
 double lplb__score_try(lplb__score *s, const lplb__assignment *a, const lplb__change *change,
                        double limit) {
     double score = 0;
     find_region(s, a, change);
     for (int32_t block = 0; block < s->blocks; block++) {
-        lanes *load = s->new_load + (int64_t)block * s->layer->ranks, top;
+        lanes *load = s->new_load + (int64_t)block * s->layer->ranks;
         lanes *split = s->new_split + (int64_t)block * s->layer->slots;
         for (int32_t i = 0; i < s->n_ranks; i++)
             load[i] = s->load[(int64_t)block * s->layer->ranks + s->rank[i]];
         for (int32_t i = 0; i < s->n_slots; i++)
             split[i] = s->split[(int64_t)block * s->layer->slots + s->slot[i]];
         change_block(s, a, change, block, load, split);
-        balance(s, load, split, SWEEPS);
-        score += score_block(s, block, load, &top);
+        score += balanced_score(s, block, load, split, limit - score - s->rest[block + 1]);
         /* no batch scores below its weight */
         if (score + s->rest[block + 1] > limit) return DBL_MAX;
     }

@@ -5,9 +5,9 @@
 #include "base/clock.h"
 #include "replay/replay.h"
 
-/* More history batches than this do not make a search wiser, only slower; evenly spaced ones are
+/* More samples of history than this do not make a search wiser, only slower; evenly spaced ones are
  * taken. */
-enum { MAX_SEARCH_SAMPLES = 256 };
+enum { MAX_SEARCH_SAMPLES = 320 };
 
 static lplb_status contiguous(const lplb__replay *run, lplb_placement **out) {
     LPLB_TRY(lplb_placement_create(run->layers, run->experts, run->experts, run->ranks, NULL, out));
@@ -24,12 +24,24 @@ static lplb_status sum_history(const lplb__replay *run, int64_t **out) {
     return LPLB_OK;
 }
 
+/* Counts of whole history batches, or, from tokens, of runs of an eighth of a batch: the search
+ * wants the real noise of batches smaller than those served (docs/placement.md). */
 static lplb_status sample_history(const lplb__replay *run, int64_t samples, int64_t **out) {
-    int64_t n = (int64_t)run->layers * run->experts;
+    int64_t n = (int64_t)run->layers * run->experts, run_tokens = run->batch_tokens / 8;
+    bool runs = run->trace->kind == LPLB_TRACE_TOPK && run_tokens > 0;
     LPLB_TRY(LPLB_CALLOC(*out, samples * n));
-    for (int64_t k = 0; k < samples; k++)
-        memcpy(*out + k * n, run->history_counts + k * run->history / samples * n,
-               (size_t)n * sizeof **out);
+    for (int64_t k = 0; k < samples; k++) {
+        int64_t *counts = *out + k * n;
+        if (!runs) {
+            memcpy(counts, run->history_counts + k * run->history / samples * n,
+                   (size_t)n * sizeof *counts);
+            continue;
+        }
+        int64_t first = k * (run->history * 8) / samples * run_tokens;
+        for (int32_t l = 0; l < run->layers; l++)
+            lplb_trace_count(run->trace, run->first_layer + l, first, run_tokens, run->order,
+                             counts + (int64_t)l * run->experts);
+    }
     return LPLB_OK;
 }
 
@@ -62,7 +74,11 @@ static lplb_status compute(const lplb__replay *run, const lplb__policy *policy, 
     if (policy->kind == LPLB__KIND_TOPOLOGY)
         status = lplb_topology_open(c->topology, run->ranks, c->redundant, &topology);
     place.topology = topology;
-    if (search) samples = run->history < MAX_SEARCH_SAMPLES ? run->history : MAX_SEARCH_SAMPLES;
+    if (search) {
+        bool runs = run->trace->kind == LPLB_TRACE_TOPK && run->batch_tokens >= 8;
+        samples = runs ? run->history * 8 : run->history;
+        if (samples > MAX_SEARCH_SAMPLES) samples = MAX_SEARCH_SAMPLES;
+    }
     if (status == LPLB_OK)
         status = search ? sample_history(run, samples, &load) : sum_history(run, &load);
     if (status == LPLB_OK)
