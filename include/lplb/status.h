@@ -47,6 +47,9 @@ LPLB_API const char *lplb_error_message(void);
 /* Source file and line that raised it, for bug reports. */
 LPLB_API const char *lplb_error_location(void);
 LPLB_API void lplb_error_clear(void);
+/* Records a failure for lplb_error_message() and returns its status: for plug-ins, so that errors
+ * look alike wherever they come from. */
+LPLB_API lplb_status lplb_error_raise(lplb_status status, const char *message);
 
 /* "MAJOR.MINOR.PATCH" of the loaded library. */
 LPLB_API const char *lplb_version(void);

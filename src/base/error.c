@@ -21,6 +21,10 @@ lplb_status lplb__fail(lplb_status code, const char *file, int line, const char 
     return code;
 }
 
+lplb_status lplb_error_raise(lplb_status status, const char *text) {
+    return lplb__fail(status, "plug-in", 0, "%s", text);
+}
+
 const char *lplb_error_message(void) { return message; }
 const char *lplb_error_location(void) { return location; }
 
