@@ -5,12 +5,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <cmocka.h>
 #include <jansson.h>
+#include <cmocka.h>
 
 #include "cases/run_cli.h"
 
-#define OLMOE LPLB_SOURCE_DIR "/data/olmoe-mixtral-prefill/olmoe_c4.json"
+#define OLMOE      LPLB_SOURCE_DIR "/data/olmoe-mixtral-prefill/olmoe_c4.json"
 #define OLMOE_CODE LPLB_SOURCE_DIR "/data/olmoe-mixtral-prefill/olmoe_github.json"
 
 static char *folder;
