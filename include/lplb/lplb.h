@@ -14,5 +14,6 @@
 #include <lplb/status.h>
 #include <lplb/trace.h>
 #include <lplb/tracker.h>
+#include <lplb/tuning.h>
 
 #endif
