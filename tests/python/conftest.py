@@ -23,14 +23,3 @@ if os.environ.get("LPLB_TEST_TORCH") == "0":
 @pytest.fixture
 def root():
     return ROOT
-
-
-@pytest.fixture
-def search():
-    """Skips where the library has no placement search."""
-    import lplb
-
-    try:
-        lplb.place([[1, 1]], 2, 2)
-    except lplb.InputError as error:
-        pytest.skip(str(error))

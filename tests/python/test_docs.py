@@ -11,14 +11,12 @@ PAGES = ["python", "from-lplb", "from-eplb", "sglang", "vllm", "tensorrt-llm", "
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page, tmp_path, monkeypatch, request):
+def test_page(page, tmp_path, monkeypatch):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     if "import torch" in text:
         pytest.importorskip("torch")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)
     assert blocks
-    if any('algorithm="search"' in block for block in blocks):
-        request.getfixturevalue("search")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     names = {}

@@ -79,7 +79,7 @@ def test_balanced_packing_fills_packs():
                                                           for i in range(4)]
 
 
-def test_search_avoids_two_copies_on_one_rank_and_moves_little(search):
+def test_search_avoids_two_copies_on_one_rank_and_moves_little():
     rng = np.random.default_rng(11)
     load = np.rint(rng.lognormal(0, 1, (2, 32)) * 1000).astype(np.int64)
     first = eplb.rebalance_experts(load, 48, 1, 1, 8, algorithm="search", batch_tokens=4096)
