@@ -155,6 +155,28 @@ static int leave_early(int rank, int ranks) {
     return 0;
 }
 
+/* What a forked child destroys is not its parent's. */
+static int fork_and_go_on(int rank, int ranks) {
+    lplb_comm *comm;
+    NEED(lplb_comm_create_shm(job, rank, ranks, BYTES, 5 * SECOND, &comm) == LPLB_OK);
+    int64_t mine = rank, all[MOST_RANKS];
+    pid_t child = fork();
+    if (child == 0) {
+        lplb_comm_destroy(comm);
+        _exit(0);
+    }
+    NEED(child > 0 && waitpid(child, NULL, 0) == child);
+    NEED(lplb_comm_all_gather(comm, &mine, all, sizeof mine) == LPLB_OK);
+    NEED(lplb_comm_all_gather(comm, &mine, all, sizeof mine) == LPLB_OK);
+    lplb_comm_destroy(comm);
+    return 0;
+}
+
+static void test_shm_forked(void **state) {
+    (void)state;
+    run_ranks(fork_and_go_on, 3, NULL);
+}
+
 static void test_shm_leaving(void **state) {
     (void)state;
     run_ranks(leave_early, 3, NULL);
@@ -343,15 +365,11 @@ static void test_alone(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shm_gathers),
-        cmocka_unit_test(test_shm_loses_a_rank),
-        cmocka_unit_test(test_shm_leaving),
-        cmocka_unit_test(test_shm_joining_times_out),
-        cmocka_unit_test(test_shm_joining_wrongly),
-        cmocka_unit_test(test_shm_unequal_bytes),
-        cmocka_unit_test(test_counts_and_agreement),
-        cmocka_unit_test(test_own_transport),
-        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_shm_gathers),           cmocka_unit_test(test_shm_loses_a_rank),
+        cmocka_unit_test(test_shm_leaving),           cmocka_unit_test(test_shm_forked),
+        cmocka_unit_test(test_shm_joining_times_out), cmocka_unit_test(test_shm_joining_wrongly),
+        cmocka_unit_test(test_shm_unequal_bytes),     cmocka_unit_test(test_counts_and_agreement),
+        cmocka_unit_test(test_own_transport),         cmocka_unit_test(test_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

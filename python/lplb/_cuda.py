@@ -117,6 +117,18 @@ def current_stream(device: int) -> int:
 _raw_stream: Any = None
 
 
+def check_group(group: Any) -> None:
+    """Refuses a group whose collectives do not take GPU tensors."""
+    if group is None:
+        return
+    import torch
+
+    backend = str(torch.distributed.get_backend(group))
+    if backend in ("gloo", "mpi"):
+        raise c.bad(f"the group has the backend {backend}, which does not gather GPU tensors on "
+                    "the stream: give a group with nccl", c.UNSUPPORTED)
+
+
 def _tensor_device(index: int) -> Any:
     import torch
 

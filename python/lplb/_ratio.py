@@ -60,6 +60,8 @@ class EdgeShares(Shares):
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
+        r2o = planner._r2o
+        assert r2o is not None
         ranks, columns = planner.ep_size, planner.num_redundants
         self.shape = (planner.n_group, planner.group_size, columns)
         local, head = planner.n_local_routed_experts, planner.combined_redundant_experts * columns
@@ -71,12 +73,12 @@ class EdgeShares(Shares):
         home[table[:, :planner.n_local_logical_routed_experts]] = rank[:, None]
         # A placement of its own, with the variables as experts: originals, then copies.
         group = rank // planner.group_size * planner.group_size
-        copied_from = group[:, None] + np.tile(planner._r2o, (planner.n_group, 1))
+        copied_from = group[:, None] + np.tile(r2o, (planner.n_group, 1))
         column = np.arange(columns)
         self.placement = Placement(
             np.concatenate([rank[:, None] * columns + column, copied_from * columns + column],
                            axis=1).reshape(-1), ranks)
-        o2r = np.argsort(planner._r2o, axis=0, kind="stable")
+        o2r = np.argsort(r2o, axis=0, kind="stable")
         copy = (group[:, None] + np.tile(o2r, (planner.n_group, 1))).reshape(-1)
         own = np.repeat(rank, columns)
         pairs = np.sort(np.stack([own, copy], axis=1), axis=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import json
 import os
 import secrets
 import weakref
@@ -119,16 +120,18 @@ class Communicator:
             raise c.bad(f"transport '{transport}' is not known; auto, shm or torch")
         if group.size() == 1:
             return cls.local()
+        card = {"transport": transport, "host": _host_key(), "name": secrets.token_hex(8)}
+        cards = [json.loads(text) for text in _exchange(group, json.dumps(card).encode())]
+        asked = [other["transport"] for other in cards]
+        if len(set(asked)) > 1:  # they would wait for each other in different calls
+            raise c.Error(c.DISAGREE, f"the ranks ask for different transports: {asked}")
+        hosts = {other["host"] for other in cards}
         most = counts_bytes(n_experts)
-        if transport != "torch":
-            cards = _exchange(group, (_host_key() + secrets.token_hex(8)).encode())
-            hosts = {card[:-16] for card in cards}
-            if len(hosts) == 1 and b"" not in hosts:
-                return cls.shared_memory(cards[0][-16:].decode(), group.rank(), group.size(), most,
-                                         timeout)
-            if transport == "shm":
-                raise c.bad(f"the ranks share no /dev/shm ({len(hosts)} of them): use the transport"
-                            " torch", c.UNSUPPORTED)
+        if transport != "torch" and len(hosts) == 1 and "" not in hosts:
+            return cls.shared_memory(cards[0]["name"], group.rank(), group.size(), most, timeout)
+        if transport == "shm":
+            raise c.bad(f"the ranks share no /dev/shm ({len(hosts)} of them): use the transport "
+                        "torch", c.UNSUPPORTED)
         return cls.torch_group(group, most, timeout)
 
     # ---- using it ----

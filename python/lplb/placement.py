@@ -36,7 +36,7 @@ class Placement:
 
     def __init__(self, physical_to_logical_map: Array, ranks: int, *,
                  n_logical_experts: int | None = None,
-                 slots_per_rank: Sequence[int] | None = None) -> None:
+                 slots_per_rank: Sequence[int] | np.ndarray | None = None) -> None:
         table = as_integers(physical_to_logical_map, "physical_to_logical_map")
         if table.ndim == 1:
             table = table[None]
@@ -146,7 +146,7 @@ def _int32_at(pointer: int, count: int) -> np.ndarray:
 
 
 def _create(table: np.ndarray, experts: int, ranks: int,
-            slots_per_rank: Sequence[int] | None) -> Any:
+            slots_per_rank: Sequence[int] | np.ndarray | None) -> Any:
     layers, slots = table.shape
     per_rank = None
     if slots_per_rank is not None:
@@ -178,7 +178,7 @@ def _load(load: Array, layers: int | None, experts: int | None) -> tuple[np.ndar
 
 
 def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
-          slots_per_rank: Sequence[int] | None = None, nodes: int = 1, groups: int = 1,
+          slots_per_rank: Sequence[int] | np.ndarray | None = None, nodes: int = 1, groups: int = 1,
           topology: str | Array | None = None, previous: Placement | None = None,
           max_moves: int | None = None, dead_ranks: Sequence[int] = (),
           speed: Sequence[int] | None = None, batch_tokens: int = 0, topk: int = 0, seed: int = 0,

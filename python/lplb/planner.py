@@ -77,7 +77,7 @@ class Planner:
                         "[group_size][num_redundants]")
         _check_r2o(r2o)
         self._model = redundant_to_original
-        self._r2o = r2o
+        self._r2o: np.ndarray | None = r2o
         self._options(n_routed_experts, n_logical_routed_experts, ep_size, group, rank, solver,
                       transport, timeout, threads, max_ids)
         self.group_size, self.num_redundants = r2o.shape
@@ -201,6 +201,7 @@ class Planner:
             "ep_size": self.ep_size,
             "redundant_to_original": None if self._r2o is None else self._r2o.tolist(),
             "nodes": self._nodes,
+            "node": self._node,
             "solver": self.solver,
         })
 
@@ -276,10 +277,10 @@ class Planner:
         c.check(c.library().lplb_eplb_rebalance_experts(
             address(weight), 1, n, n, self.n_group, self._nodes, self.ep_size, address(table),
             None, None))
-        table = table.reshape(self.ep_size, -1)
+        by_rank = table.reshape(self.ep_size, -1)
         keys = load if load.dtype.kind == "f" else load.astype(np.int64)
-        order = np.argsort(-keys[table], axis=1, kind="stable")
-        return np.take_along_axis(table, order, axis=1)
+        order = np.argsort(-keys[by_rank], axis=1, kind="stable")
+        return np.take_along_axis(by_rank, order, axis=1)
 
     def _copies_in_order(self) -> np.ndarray:
         """log2phy [E][2]: slots by position on their rank, then rank, so that originals precede."""
@@ -350,6 +351,7 @@ class Planner:
                                 c.UNSUPPORTED)
                 group = None
             group = None if group is None or group.size() == 1 else group
+            _cuda.check_group(group)
             ranks = None if self._rank is None else [self._rank]
             if group is not None and group.size() == self.ep_size:
                 ranks = list(range(self.ep_size))
@@ -406,8 +408,8 @@ class Planner:
         if status == c.OK:
             step.solve(locality)
             step.map(ids, target, locality)
-            self._last = _SOLVED[step.solver.result.outcome]
-            if avail_counter is not None and self._last.outcome != "not_converged":
+            self._last = solved = _SOLVED[step.solver.result.outcome]
+            if avail_counter is not None and solved.outcome != "not_converged":
                 add_to_counter(avail_counter, self.n_group)
             return
         error = c.last_error(status)
@@ -433,7 +435,7 @@ class Planner:
         """The split of the last `run`: tokens, loads, split, bottleneck, `explain()`."""
         if isinstance(self._last, _cuda.Step):
             return self.plan(self._last.counts)  # the same integers as on the GPU
-        if self._last is None or self._last.outcome == "unbalanced":
+        if not isinstance(self._last, Status) or self._last.outcome == "unbalanced":
             raise c.bad("there is no plan: call run first", c.STATE)
         return self._cpu_step().solver.snapshot()
 
@@ -484,8 +486,6 @@ class Planner:
         every copy in the order of logical_to_physical_map, and counts [E].
         """
         check_counter(avail_counter)
-        if self._ratio is None:
-            self._ratio = shares_of(self)
         if _arrays.on_gpu(workload):
             return self._solve_on_device(workload, avail_counter)
         counts = as_integers(workload, "workload").reshape(-1)
@@ -494,13 +494,11 @@ class Planner:
                         f"{self.n_logical_routed_experts}")
         if self._comm is not None:
             counts = self._comm.gather_counts(counts, self._tag).sum(0)
-        share, outcome = self._ratio.solve(counts)
+        share, outcome = self._shares().solve(counts)
         if avail_counter is not None and outcome != "not_converged":
             add_to_counter(avail_counter, self.n_group)
-        total = counts.astype(np.float32)
-        if self._r2o is not None:
-            total = total.reshape(self.n_group, self.group_size, -1)
-        return like(share, workload), like(total, workload)
+        shape = (-1,) if self._r2o is None else (self.n_group, self.group_size, -1)
+        return like(share, workload), like(counts.astype(np.float32).reshape(shape), workload)
 
     def weighted_select_target(self, idx: Array, o_weight: Array, local_workload_by_sm: Array,
                                n_sms: int) -> Array:
@@ -509,12 +507,10 @@ class Planner:
         idx as in `run`; o_weight from `solve_probs`; local_workload_by_sm int [n_sms][E] from
         `count_workload` of the same ids (a GPU counts anew instead). Returns physical ids like idx.
         """
-        if self._ratio is None:
-            self._ratio = shares_of(self)
         if _arrays.on_gpu(idx):
             ids = Ids(idx)
             target = Ids(ids.empty_like(), "out")
-            share = self._ratio.of_hosts_on_device(o_weight)
+            share = self._shares().of_hosts_on_device(o_weight)
             step = self._device_step(_arrays.device_index(idx), n=ids.count)
             step.map_by_share(ids, target, share)
             return target.array
@@ -522,12 +518,17 @@ class Planner:
         if sums.shape != (n_sms, self.n_logical_routed_experts):
             raise c.bad(f"local_workload_by_sm has shape {sums.shape}, must be "
                         f"[{n_sms}][{self.n_logical_routed_experts}]")
-        share = self._ratio.of_hosts(as_numpy(o_weight, np.float32))
+        share = self._shares().of_hosts(as_numpy(o_weight, np.float32))
         ids = Ids(idx)
         target = Ids(ids.empty_like(), "out")
         counts = np.ascontiguousarray(sums[-1])
         self._cpu_step().map_by_share(ids, target, share, counts)
         return target.array
+
+    def _shares(self) -> Shares:
+        if self._ratio is None:
+            self._ratio = shares_of(self)
+        return self._ratio
 
     def _solve_on_device(self, workload: Array, avail_counter: Array | None
                          ) -> tuple[Array, Array]:
@@ -540,7 +541,7 @@ class Planner:
         if self.ep_group is not None and self.ep_group.size() > 1:
             counts = counts.clone()
             torch.distributed.all_reduce(counts, group=self.ep_group)
-        share = self._ratio.solve_on_device(counts)
+        share = self._shares().solve_on_device(counts)
         if avail_counter is not None:
             avail_counter += self.n_group
         total = counts.to(torch.float32)

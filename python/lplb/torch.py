@@ -30,7 +30,8 @@ _HAS_OPS = hasattr(getattr(torch, "library", None), "custom_op")
 
 if _HAS_OPS:
 
-    @torch.library.custom_op("lplb::run", mutates_args=())
+    @torch.library.custom_op("lplb::run", mutates_args=(),
+                             schema="(Tensor idx, str planner, bool locality) -> Tensor")
     def _run(idx: torch.Tensor, planner: str, locality: bool) -> torch.Tensor:
         return _planners[planner].run(idx, locality=locality)
 

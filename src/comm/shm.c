@@ -45,6 +45,7 @@ typedef struct shm_slot { /* max_bytes, rounded up to whole lines, follow */
 typedef struct shm_state {
     char path[NAME_MOST + 8]; /* "/lplb-NAME" */
     bool linked;              /* the name may still be there */
+    pid_t owner;              /* a forked child must not leave in its parent's name */
     int32_t rank, ranks;
     int64_t max_bytes;
     size_t slot_bytes, total_bytes;
@@ -165,7 +166,7 @@ static void unlink_name(shm_state *s) {
 static void shm_destroy(void *state) {
     shm_state *s = state;
     if (s->base) {
-        leave(s);
+        if (s->owner == getpid()) leave(s);
         munmap(s->base, s->total_bytes);
     }
     unlink_name(s);
@@ -295,6 +296,7 @@ lplb_status lplb_comm_create_shm(const char *name, int32_t rank, int32_t ranks, 
     shm_state *s;
     LPLB_TRY(LPLB_CALLOC(s, 1));
     snprintf(s->path, sizeof s->path, "/lplb-%s", name);
+    s->owner = getpid();
     s->rank = rank;
     s->ranks = ranks;
     s->max_bytes = max_bytes;

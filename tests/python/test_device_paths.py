@@ -38,6 +38,7 @@ def device(library_of_stand_in, monkeypatch):
     """CPU tensors take the GPU's way."""
     monkeypatch.setenv("LPLB_CUDA_LIBRARY", library_of_stand_in)
     monkeypatch.setattr(_cuda, "_loaded", None)
+    monkeypatch.setattr(_cuda, "check_group", lambda group: None)
     monkeypatch.setattr(_cuda, "current_stream", lambda device: 0)
     monkeypatch.setattr(_cuda, "_tensor_device", lambda index: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -164,6 +165,17 @@ def test_locality_needs_a_rank(device):
     planner = lplb.Planner.from_placement(table, 3, 3, rank=1, solver="exact:locality=1")
     planner.run(ids)
     assert next(iter(planner._device_steps))[2] is True
+
+
+def gloo_is_refused(rank, ranks, port):
+    group = join(rank, ranks, port)
+    with pytest.raises(lplb.InputError, match="gloo"):
+        _cuda.check_group(group)
+    torch.distributed.destroy_process_group()
+
+
+def test_gloo_does_not_gather_on_the_gpu():
+    run_ranks(gloo_is_refused, 1, free_port())
 
 
 def gathered(rank, ranks, port, table):

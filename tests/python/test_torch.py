@@ -211,6 +211,9 @@ def gloo_failures(rank, ranks, port):
     with pytest.raises(lplb.Error, match="do not agree"):
         lplb.Planner.from_placement(np.arange(8) % (8 - rank // 3), group=group,
                                     transport="torch")
+    with pytest.raises(lplb.Error, match="different transports"):
+        lplb.Planner.from_placement(np.arange(8), group=group,
+                                    transport="torch" if rank == 1 else "auto")
     planner = lplb.Planner.from_placement(np.arange(8), group=group, transport="torch",
                                           timeout=0.5)
     ids = torch.arange(8)
