@@ -11,6 +11,17 @@
 
 enum { PATH_SIZE = 4096 };
 
+/* Where the trainer is, it explains its options itself. */
+static const char help_without_trainer[] =
+    "Usage: lplb train [--ranks N] [--precision f32|f64] [--config FILE] [options]\n"
+    "\n"
+    "Trains a mixture-of-experts language model on text, with experts spread over ranks. The\n"
+    "trainer is a program of its own, which is built where MPI and OpenBLAS are found; here it is\n"
+    "not. With it, this help lists all options, --json among them.\n"
+    "\n"
+    "Example:\n"
+    "  lplb train --ranks 8 --experts 16 --mode lplb --redundant 2 --steps 200\n";
+
 typedef struct launch {
     int64_t ranks;
     const char *precision;
@@ -47,19 +58,27 @@ static bool parse(int argc, char **argv, launch *l) {
     return true;
 }
 
-static bool find_trainer(const char *name, const char *precision, char *path) {
+/* The path of the trainer beside this program; false if it is not there. */
+static bool find_trainer(const char *precision, char *path) {
     char self[PATH_SIZE];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0) return cli_fail(name, EXIT_FAILED, "/proc/self/exe: %s", strerror(errno)), false;
+    if (n < 0) return false;
     self[n] = '\0';
     int length = snprintf(path, PATH_SIZE, "%s/lplb-train%s", dirname(self),
                           strcmp(precision, "f64") ? "" : "-f64");
-    if (length < PATH_SIZE && !access(path, X_OK)) return true;
-    return cli_fail(name, EXIT_FAILED,
-                    "%s is not there: the trainer is built where MPI and OpenBLAS are found "
-                    "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)",
-                    path),
-           false;
+    return length < PATH_SIZE && !access(path, X_OK);
+}
+
+/* Without a trainer there is still an answer to --help. */
+static int without_trainer(const char *name, const launch *l) {
+    for (int i = 0; i < l->n_rest; i++)
+        if (!strcmp(l->rest[i], "--help") || !strcmp(l->rest[i], "-h")) {
+            fputs(help_without_trainer, stdout);
+            return EXIT_OK;
+        }
+    return cli_fail(name, EXIT_USAGE,
+                    "no trainer beside this program: it is built where MPI and OpenBLAS are found "
+                    "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)");
 }
 
 /* OpenBLAS before 0.3.22 takes newer Intel processors for Haswell; it wants to be told. Several
@@ -75,7 +94,7 @@ int cmd_train(int argc, char **argv) {
     char trainer[PATH_SIZE], ranks[24];
     launch l;
     if (!parse(argc, argv, &l)) return EXIT_USAGE;
-    if (!find_trainer(argv[0], l.precision, trainer)) return EXIT_USAGE;
+    if (!find_trainer(l.precision, trainer)) return without_trainer(argv[0], &l);
     set_environment(l.ranks);
     char **words = cli_need((size_t)l.n_rest + 16, sizeof *words);
     int n = 0;
