@@ -26,7 +26,8 @@ PURE = {"base", "plan", "dispatch", "cuda"}
 PUBLIC = {"status": "base", "export": "base", "plan": "plan", "dispatch": "dispatch",
           "placement": "placement", "trace": "io", "gen": "io", "comm": "comm", "replay": "replay",
           "lplb": "replay", "tracker": "runtime", "runtime": "runtime", "online": "replay",
-          "monitor": "runtime", "comm_mpi": "comm", "tuning": "runtime"}
+          "monitor": "runtime", "comm_mpi": "comm", "tuning": "runtime",
+          "advise": "runtime"}
 # These structs are what files hold and results are made of, so they may be named below the code
 # that implements them; the calls are still for the layers above only.
 PUBLIC_STRUCTS = {("io", "plan"), ("io", "dispatch"), ("io", "placement"),

@@ -2,6 +2,7 @@
 #ifndef LPLB_LPLB_H
 #define LPLB_LPLB_H
 
+#include <lplb/advise.h>
 #include <lplb/comm.h>
 #include <lplb/dispatch.h>
 #include <lplb/gen.h>

@@ -26,6 +26,7 @@ typedef struct command {
     X(gen, "write a synthetic routing trace")                                                     \
     X(train, "train an MoE language model with the balancer in the loop")                          \
     X(bench, "time the solvers, EPLB and the dispatch on this machine")                            \
+    X(advise, "what recorded loads ask for: redundancy, topology, batch size")                     \
     X(top, "watch the monitor of a running process")                                               \
     X(doctor, "what this machine offers, and whether the planner works on it")
 /* clang-format on */
