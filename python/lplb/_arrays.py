@@ -151,14 +151,18 @@ def output_ids(out: Any, ids: Ids) -> Ids:
 
 def add_to_counter(counter: Any, n: int) -> None:
     """counter += n for an int32 or int64 array of one element."""
-    if is_torch(counter):
+    if type(counter) is np.ndarray:
+        np.add(counter, n, out=counter, casting="unsafe")
+    elif is_torch(counter):
         counter += n
-        return
-    counter[...] += n
+    else:
+        counter[...] += n
 
 
 def check_counter(counter: Any) -> None:
     if counter is None:
+        return
+    if type(counter) is np.ndarray and counter.size == 1 and counter.dtype in _ID_DTYPES:
         return
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(counter, torch.Tensor):
