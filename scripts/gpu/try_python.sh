@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The Python package on a machine with GPUs, in one call: builds, installs into a virtual
-# environment that sees the system's torch, and runs everything that needs a GPU or torch 2. With
-# two or more GPUs also what the ranks do together.
+# The Python package on a machine with GPUs, in one call: builds and runs everything that needs a GPU
+# or torch 2. With two or more GPUs also what the ranks do together.
 #   scripts/gpu/try_python.sh [OUT]     reports and timings go to OUT ($OUT, else build/try-python)
+# On a machine that cannot build (no jansson, libzip, libyaml) bring the libraries built elsewhere:
+# LPLB_LIBRARY names liblplb.so, liblplb_cuda.so lies beside it, LD_LIBRARY_PATH finds the rest.
 # Exits 1 if anything failed; every part runs all the same.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -26,9 +27,12 @@ part() { # part NAME LIMIT COMMAND...
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || exit 1
 echo "$("$python" -V), torch $("$python" -c 'import torch; print(torch.__version__)'), $gpus GPU(s)"
-part build 400 sh -c 'cmake -S . -B build -G Ninja -DLPLB_TESTS=OFF -DLPLB_BENCH=OFF \
-    -DLPLB_FUZZ=OFF >/dev/null && cmake --build build --target lplb python'
-export LPLB_LIBRARY=$PWD/build/liblplb.so PYTHONPATH=$PWD/python
+if [ -z "${LPLB_LIBRARY:-}" ]; then
+    part build 400 sh -c 'cmake -S . -B build -G Ninja -DLPLB_TESTS=OFF -DLPLB_BENCH=OFF \
+        -DLPLB_FUZZ=OFF >/dev/null && cmake --build build --target lplb python'
+    LPLB_LIBRARY=$PWD/build/liblplb.so
+fi
+export LPLB_LIBRARY PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH}
 "$python" -c 'import pytest' 2>/dev/null || part pytest 60 "$python" -m pip install -q pytest
 part one_gpu 240 "$python" -m pytest tests/python/test_gpu.py
 part cpu_tests 300 "$python" -m pytest tests/python --ignore tests/python/test_gpu.py
