@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The Python package on a machine with GPUs, in one call: builds and runs everything that needs a GPU
-# or torch 2. With two or more GPUs also what the ranks do together.
+# The Python package on a machine with GPUs, in one call: builds and runs everything that needs a
+# GPU or torch 2. With two or more GPUs also what the ranks do together.
 #   scripts/gpu/try_python.sh [OUT]     reports and timings go to OUT ($OUT, else build/try-python)
 # On a machine that cannot build (no jansson, libzip, libyaml) bring the libraries built elsewhere:
 # LPLB_LIBRARY names liblplb.so, liblplb_cuda.so lies beside it, LD_LIBRARY_PATH finds the rest.
