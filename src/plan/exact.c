@@ -7,7 +7,7 @@
  *      Experts of one colour share no rank.
  *   2. Sweep. The same again, each expert taking its tokens back first (block coordinate descent on
  *      the sum of squares), until a sweep changes nothing, or no rank exceeds the first lower bound
- *      (mean and heaviest fixed load), or MAX_SWEEPS.
+ *      (mean and heaviest fixed load), or LPLB__MAX_SWEEPS.
  *   3. Bound. The least capacity t* is found by Newton's method (Dinkelbach, 1967) on the sets at
  *      which step 4 gets stuck. t* is unique, so how it is found cannot change the answer.
  *   4. Augment. From the state after step 2, in phases: breadth-first levels from all ranks above
@@ -21,21 +21,11 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "plan/exact_layout.h"
 #include "plan/limits.h"
-#include "plan/plan.h"
 
-enum { MAX_SWEEPS = 16 };
-
-/* One expert with several hosts. Its slots [begin, begin + hosts) are in ascending rank order. */
-typedef struct movable {
-    int32_t component, colour, expert, begin, hosts;
-} movable;
-
-/* Ranks are numbered by component and then by id; such a number is a position. */
-typedef struct component {
-    int32_t first_rank, ranks; /* positions [first_rank, first_rank + ranks) */
-    int32_t first_movable, movables;
-} component;
+typedef lplb__movable movable;
+typedef lplb__component component;
 
 struct lplb__exact {
     const lplb_hosts *hosts;
@@ -552,7 +542,7 @@ static lplb_status solve_component(lplb__exact *x, const component *c, lplb__lim
     if (!c->movables) return LPLB_OK;
     lplb__limit_capacities(&x->limits, *t, c->first_rank, c->ranks, x->capacity);
     int32_t sweeps = 0;
-    while (sweep(x, c) && ++sweeps < MAX_SWEEPS && !within_capacity(x, c)) {}
+    while (sweep(x, c) && ++sweeps < LPLB__MAX_SWEEPS && !within_capacity(x, c)) {}
     plan->sweeps += sweeps;
     if (within_capacity(x, c)) return LPLB_OK;
     return meet_limit(x, c, t, plan);
@@ -634,4 +624,15 @@ void lplb__exact_limit(const lplb__exact *x, lplb_fraction *t, int64_t *most_tok
     *most_tokens = 0;
     for (int32_t q = 0; q < x->hosts->ranks; q++)
         if (x->capacity[q] > *most_tokens) *most_tokens = x->capacity[q];
+}
+
+lplb__exact_layout lplb__exact_get_layout(const lplb__exact *x) {
+    return (lplb__exact_layout){.components = x->n_components,
+                                .movables = x->n_movables,
+                                .component = x->component,
+                                .movable = x->movable,
+                                .slot_rank = x->slot_rank,
+                                .slot_split = x->slot_split,
+                                .rank_id = x->rank_id,
+                                .position = x->position};
 }

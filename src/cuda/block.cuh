@@ -1,0 +1,61 @@
+/* What every stage of a step sees: the arguments, the block's shared memory, the error word. */
+#ifndef LPLB_CUDA_BLOCK_CUH
+#define LPLB_CUDA_BLOCK_CUH
+
+#include "cuda/simt.cuh"
+#include "cuda/step.h"
+
+typedef lplb__cuda_step step;
+
+/* shared_array(a, tokens, int64_t) */
+#define shared_array(a, name, type) ((type *)(shared_memory() + (a).shared.name))
+#define table(a, name, type)        ((const type *)((a).block + (a).tables.name))
+
+/* Where the tokens of an expert go. */
+typedef struct expert_way {
+    int32_t end;       /* tokens below it go to slots & 65535, */
+    uint32_t slots;    /* those from it on to slots >> 16 */
+    uint32_t segments; /* first << 16 | number, when there are more than two */
+    uint32_t unused;
+} expert_way;
+
+/* Shared by the block. */
+typedef struct block_state {
+    int32_t narrow; /* all tokens together are below 2^30 */
+    int32_t failed; /* the counts cannot be used */
+    int32_t outcome, reused, sweeps, augmentations, restarts;
+    int32_t exceeds; /* a rank beyond the tolerance */
+    int64_t high, low; /* sums of the tokens' upper and lower halves */
+    int64_t total, max_load;
+    int64_t limbs[3]; /* of the distance to the cached plan */
+    int64_t bound_numerator, bound_denominator;
+    int64_t scratch[2]; /* totals of the cached batch and of this one, fixed tokens left out */
+    int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
+} block_state;
+
+static_assert(sizeof(block_state) <= LPLB__CUDA_STATE_BYTES, "make room for it in step.h");
+
+DEVICE block_state *state_of(const step &a) { return shared_array(a, state, block_state); }
+
+DEVICE const lplb__cuda_header *header_of(const step &a) {
+    return (const lplb__cuda_header *)a.block;
+}
+
+/* Keeps the gravest error: the highest code, then the lowest detail. */
+DEVICE void report_error(const step &a, lplb_status status, int64_t detail) {
+    uint64_t word = (uint64_t)(-(int)status) << 56 | (LPLB_CUDA_DETAIL_MASK - (uint64_t)detail);
+    atomic_max(&a.memory->report.error, word);
+}
+
+/* Tokens of a host after solving. */
+DEVICE int64_t host_tokens(const step &a, const block_state *state, int32_t host) {
+    return state->narrow ? shared_array(a, x, int32_t)[host] : shared_array(a, x, int64_t)[host];
+}
+
+DEVICE void clear_shared(const step &a, uint32_t from, int64_t bytes) {
+    uint32_t *word = (uint32_t *)(shared_memory() + from);
+    ROLLED
+    for (int64_t i = thread_index(); i < (bytes + 3) / 4; i += block_threads()) word[i] = 0;
+}
+
+#endif

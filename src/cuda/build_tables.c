@@ -1,0 +1,275 @@
+#include "cuda/build_tables.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "plan/exact_layout.h"
+
+static uint32_t take(uint32_t *bytes, int64_t count, size_t item_bytes) {
+    uint32_t at = *bytes;
+    *bytes += (uint32_t)(((size_t)count * item_bytes + 15) / 16 * 16);
+    return at;
+}
+
+lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks,
+                                   lplb__cuda_tables *t) {
+    if (experts < 1 || experts > LPLB__CUDA_MAX_EXPERTS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%d experts; the GPU takes 1 to %d", experts,
+                         LPLB__CUDA_MAX_EXPERTS);
+    if (slots < 1 || slots > LPLB__CUDA_MAX_SLOTS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%d slots; the GPU takes 1 to %d", slots,
+                         LPLB__CUDA_MAX_SLOTS);
+    if (ranks < 1 || ranks > LPLB__CUDA_MAX_RANKS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%d ranks; the GPU takes 1 to %d", ranks,
+                         LPLB__CUDA_MAX_RANKS);
+    int64_t components = ranks / 2 + 1, rows = slots / 2 < experts ? slots / 2 : experts;
+    /* groups are less than twice their hosts; every row may leave part of a chunk empty */
+    int64_t chunks = 2 * slots / LPLB__CUDA_LANES + rows + 1;
+    uint32_t bytes = 0;
+    take(&bytes, 1, sizeof(lplb__cuda_header));
+    t->expert = take(&bytes, experts, sizeof(lplb__cuda_expert));
+    t->host = take(&bytes, slots, sizeof(lplb__cuda_host));
+    t->segment = take(&bytes, slots, sizeof(lplb__cuda_segment));
+    t->rank_id = take(&bytes, ranks, sizeof(uint16_t));
+    t->position = take(&bytes, ranks, sizeof(uint16_t));
+    t->component = take(&bytes, components, sizeof(lplb__cuda_component));
+    t->component_of = take(&bytes, ranks, sizeof(uint16_t));
+    t->speed = take(&bytes, ranks, sizeof(int64_t));
+    t->edge = take(&bytes, components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
+                   sizeof(uint32_t));
+    t->row = take(&bytes, rows + 1, sizeof(uint32_t));
+    t->chunk = take(&bytes, chunks, sizeof(uint8_t));
+    t->lane = take(&bytes, chunks * LPLB__CUDA_LANES, sizeof(lplb__cuda_lane));
+    t->bytes = bytes;
+    return LPLB_OK;
+}
+
+/* The placement of one layer, unfolded. */
+typedef struct builder {
+    const lplb__cuda_tables *tables;
+    unsigned char *block;
+    lplb__cuda_header *header;
+    const lplb_placement *placement;
+    const int32_t *expert_of; /* [P] */
+    lplb_hosts hosts;
+    int64_t *offset;    /* [E+1] */
+    int32_t *rank;      /* [P] */
+    int32_t *slot;      /* [P] by expert, ascending */
+    int32_t *slot_of;   /* [E+1] first slot of each expert in slot */
+    int32_t *number_of; /* [components] among those with movable experts, or -1 */
+    lplb__arena arena;
+} builder;
+
+#define SECTION(b, name, type) ((type *)((b)->block + (b)->tables->name))
+
+static lplb_status list_slots(builder *b) {
+    const lplb_placement *p = b->placement;
+    for (int32_t s = 0; s < p->slots; s++) {
+        int32_t e = b->expert_of[s];
+        if (e < -1 || e >= p->experts)
+            return LPLB_FAIL(LPLB_RANGE, "slot %d holds expert %d, outside [-1, %d)", s, e,
+                             p->experts);
+        if (e >= 0) b->slot_of[e + 1]++;
+    }
+    for (int32_t e = 0; e < p->experts; e++) {
+        if (b->slot_of[e + 1] == 0) return LPLB_FAIL(LPLB_INVALID, "no slot holds expert %d", e);
+        b->slot_of[e + 1] += b->slot_of[e];
+    }
+    int32_t *next = b->number_of; /* free until the layout is known */
+    memcpy(next, b->slot_of, (size_t)p->experts * sizeof *next);
+    for (int32_t s = 0; s < p->slots; s++)
+        if (b->expert_of[s] >= 0) b->slot[next[b->expert_of[s]]++] = s;
+    return LPLB_OK;
+}
+
+/* Slots of a rank are contiguous, so an expert's slots meet its hosts in ascending order. */
+static void list_experts(builder *b) {
+    const lplb_placement *p = b->placement;
+    lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
+    lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
+    lplb__cuda_segment *segment = SECTION(b, segment, lplb__cuda_segment);
+    int32_t h = 0;
+    for (int32_t e = 0; e < p->experts; e++) {
+        int32_t first = b->slot_of[e], end = b->slot_of[e + 1];
+        b->offset[e] = h;
+        for (int32_t i = first, rank = 0, last = -1; i < end; i++) {
+            while (b->slot[i] >= p->rank_offset[rank + 1]) rank++;
+            if (rank != last) {
+                b->rank[h] = last = rank;
+                host[h++] = (lplb__cuda_host){.expert = (uint16_t)e, .first_segment = (uint16_t)i};
+            }
+            segment[i] = (lplb__cuda_segment){.slot = (uint16_t)b->slot[i],
+                                              .expert = (uint16_t)e,
+                                              .host = (uint16_t)(h - 1),
+                                              .nth = host[h - 1].slots++};
+        }
+        expert[e] = (lplb__cuda_expert){
+            .first_host = (uint16_t)b->offset[e],
+            .hosts = (uint16_t)(h - b->offset[e]),
+            .first_segment = (uint16_t)first,
+            .segments = (uint16_t)(end - first),
+            .slot = {(uint16_t)b->slot[first], (uint16_t)b->slot[end - first > 1 ? first + 1 : first]}};
+    }
+    b->offset[p->experts] = h;
+    b->hosts = (lplb_hosts){p->ranks, p->experts, b->offset, b->rank};
+    b->header->hosts = h;
+    b->header->segments = b->slot_of[p->experts];
+}
+
+static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64_t *speed) {
+    int32_t G = b->placement->ranks;
+    uint16_t *rank_id = SECTION(b, rank_id, uint16_t), *position = SECTION(b, position, uint16_t);
+    uint16_t *component_of = SECTION(b, component_of, uint16_t);
+    int64_t *speed_at = SECTION(b, speed, int64_t);
+    lplb__cuda_component *component = SECTION(b, component, lplb__cuda_component);
+    for (int32_t q = 0; q < G; q++) {
+        int32_t r = layout->rank_id[q];
+        rank_id[q] = (uint16_t)r;
+        position[r] = (uint16_t)q;
+        speed_at[q] = speed ? speed[r] : 1;
+        b->header->total_speed += speed_at[q];
+        b->header->speeds |= speed_at[q] != speed_at[0];
+    }
+    memset(component_of, 0xff, sizeof(uint16_t) * (size_t)G);
+    for (int32_t c = 0; c < layout->components; c++) {
+        const lplb__component *from = &layout->component[c];
+        b->number_of[c] = from->movables ? b->header->components++ : -1;
+        if (!from->movables) continue;
+        for (int32_t q = 0; q < from->ranks; q++)
+            component_of[from->first_rank + q] = (uint16_t)b->number_of[c];
+        int32_t colours = layout->movable[from->first_movable + from->movables - 1].colour + 1;
+        component[b->number_of[c]] = (lplb__cuda_component){.first_rank = (uint16_t)from->first_rank,
+                                                           .ranks = (uint16_t)from->ranks,
+                                                           .colours = (uint16_t)colours};
+    }
+    lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
+    lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
+    for (int32_t h = 0; h < b->header->hosts; h++) host[h].rank = position[b->rank[h]];
+    for (int32_t e = 0; e < b->placement->experts; e++)
+        expert[e].rank = host[expert[e].first_host].rank;
+}
+
+/* Every component in a warp: one lane a rank, two hosts an expert, few colours. */
+static void lay_out_pairs(builder *b, const lplb__exact_layout *layout) {
+    uint32_t *edge = SECTION(b, edge, uint32_t);
+    b->header->engine = LPLB__CUDA_ROWS;
+    if (b->header->speeds) return;
+    for (int32_t m = 0; m < layout->movables; m++) {
+        const lplb__movable *expert = &layout->movable[m];
+        if (expert->hosts != 2 || expert->colour >= LPLB__CUDA_PAIR_COLOURS ||
+            layout->component[expert->component].ranks > LPLB__CUDA_LANES)
+            return;
+    }
+    b->header->engine = LPLB__CUDA_PAIRS;
+    for (int32_t m = 0; m < layout->movables; m++) {
+        const lplb__movable *expert = &layout->movable[m];
+        int32_t first = layout->component[expert->component].first_rank;
+        int32_t u = layout->slot_rank[expert->begin] - first;
+        int32_t v = layout->slot_rank[expert->begin + 1] - first;
+        int32_t row = b->number_of[expert->component] * LPLB__CUDA_PAIR_COLOURS + expert->colour;
+        edge[row * LPLB__CUDA_LANES + u] = LPLB__CUDA_EDGE(expert->expert, v, 1);
+        edge[row * LPLB__CUDA_LANES + v] = LPLB__CUDA_EDGE(expert->expert, u, 0);
+    }
+}
+
+static int32_t width_log2(int32_t hosts) {
+    int32_t log2 = 1;
+    while (1 << log2 < hosts) log2++;
+    return log2 > 5 ? LPLB__CUDA_WIDE : log2;
+}
+
+/* Groups of one width after another, wide ones first, so that all are aligned. */
+static int32_t lay_out_row(builder *b, const lplb__exact_layout *layout, int32_t colour,
+                           int32_t chunk) {
+    lplb__cuda_lane *lane = SECTION(b, lane, lplb__cuda_lane);
+    uint8_t *kind = SECTION(b, chunk, uint8_t);
+    int32_t at = chunk * LPLB__CUDA_LANES;
+    for (int32_t width = LPLB__CUDA_WIDE; width >= 1; width--)
+        for (int32_t m = 0; m < layout->movables; m++) {
+            const lplb__movable *expert = &layout->movable[m];
+            if (expert->colour != colour || width_log2(expert->hosts) != width) continue;
+            int32_t lanes = 1 << width, component = b->number_of[expert->component];
+            if (width == LPLB__CUDA_WIDE)
+                lanes = (expert->hosts + LPLB__CUDA_LANES - 1) / LPLB__CUDA_LANES * LPLB__CUDA_LANES;
+            if (at % LPLB__CUDA_LANES == 0) kind[at / LPLB__CUDA_LANES] = (uint8_t)(1 << width);
+            for (int32_t i = 0; i < lanes; i++, at++) {
+                int32_t s = expert->begin + i;
+                bool used = i < expert->hosts;
+                lane[at] = (lplb__cuda_lane){
+                    .host = used ? (uint16_t)layout->slot_split[s] : LPLB__CUDA_NO_HOST,
+                    .rank = (uint16_t)layout->slot_rank[used ? s : expert->begin],
+                    .expert = (uint16_t)expert->expert,
+                    .group = (uint16_t)(component << 4 | width)};
+            }
+        }
+    for (; at % LPLB__CUDA_LANES; at++)
+        lane[at] = (lplb__cuda_lane){.host = LPLB__CUDA_NO_HOST, .group = 1};
+    return at / LPLB__CUDA_LANES;
+}
+
+static void lay_out_rows(builder *b, const lplb__exact_layout *layout) {
+    uint32_t *row = SECTION(b, row, uint32_t);
+    int32_t chunk = 0;
+    for (int32_t m = 0; m < layout->movables; m++)
+        if (layout->movable[m].colour >= b->header->rows)
+            b->header->rows = layout->movable[m].colour + 1;
+    for (int32_t colour = 0; colour < b->header->rows; colour++) {
+        row[colour] = (uint32_t)chunk;
+        int32_t end = lay_out_row(b, layout, colour, chunk);
+        if (end - chunk > b->header->widest_row) b->header->widest_row = end - chunk;
+        chunk = end;
+    }
+    row[b->header->rows] = (uint32_t)chunk;
+    b->header->chunks = chunk;
+}
+
+static lplb_status build(builder *b, const int64_t *speed) {
+    int32_t G = b->placement->ranks, E = b->placement->experts, P = b->placement->slots;
+    int64_t numbers = G > E ? G : E;
+    lplb__arena_reserve(&b->arena, E + 1, sizeof *b->offset);
+    lplb__arena_reserve(&b->arena, P, sizeof *b->rank);
+    lplb__arena_reserve(&b->arena, P, sizeof *b->slot);
+    lplb__arena_reserve(&b->arena, E + 1, sizeof *b->slot_of);
+    lplb__arena_reserve(&b->arena, numbers, sizeof *b->number_of);
+    LPLB_TRY(lplb__arena_create(&b->arena));
+    b->offset = lplb__arena_take(&b->arena, E + 1, sizeof *b->offset);
+    b->rank = lplb__arena_take(&b->arena, P, sizeof *b->rank);
+    b->slot = lplb__arena_take(&b->arena, P, sizeof *b->slot);
+    b->slot_of = lplb__arena_take(&b->arena, E + 1, sizeof *b->slot_of);
+    b->number_of = lplb__arena_take(&b->arena, numbers, sizeof *b->number_of);
+    LPLB_TRY(list_slots(b));
+    list_experts(b);
+    lplb__arena scratch = {0};
+    lplb__exact *exact;
+    lplb__exact_reserve(&b->hosts, &scratch);
+    LPLB_TRY(lplb__arena_create(&scratch));
+    lplb_status status = lplb__exact_init(&exact, &b->hosts, speed, NULL, 0, &scratch);
+    if (status == LPLB_OK) {
+        lplb__exact_layout layout = lplb__exact_get_layout(exact);
+        list_ranks(b, &layout, speed);
+        lay_out_pairs(b, &layout);
+        lay_out_rows(b, &layout);
+    }
+    lplb__arena_destroy(&scratch);
+    return status;
+}
+
+lplb_status lplb__cuda_build_tables(const lplb__cuda_tables *tables,
+                                    const lplb_placement *placement, int32_t layer,
+                                    const int64_t *speed, unsigned char *block) {
+    if (layer < 0 || layer >= placement->layers)
+        return LPLB_FAIL(LPLB_RANGE, "layer %d is outside [0, %d)", layer, placement->layers);
+    LPLB_TRY(lplb__check_speed(speed, placement->ranks));
+    memset(block, 0, tables->bytes);
+    builder b = {.tables = tables,
+                 .block = block,
+                 .header = (lplb__cuda_header *)block,
+                 .placement = placement,
+                 .expert_of = placement->physical_to_logical + (int64_t)layer * placement->slots};
+    b.header->experts = placement->experts;
+    b.header->ranks = placement->ranks;
+    lplb_status status = build(&b, speed);
+    lplb__arena_destroy(&b.arena);
+    return status;
+}

@@ -1,0 +1,205 @@
+/* Steps: from the caller's structs to launches. */
+#include "cuda/planner.h"
+
+/* ---- arguments ---- */
+
+static lplb_status check_ids(const lplb_cuda_planner *p, const lplb_cuda_ids *ids, bool maps) {
+    if (ids->struct_size != sizeof(lplb_cuda_ids))
+        return LPLB_FAIL(LPLB_INVALID, "ids.struct_size is %zu, must be %zu", ids->struct_size,
+                         sizeof(lplb_cuda_ids));
+    if (ids->ids_dtype != LPLB_INT32 && ids->ids_dtype != LPLB_INT64)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "ids must be int32 or int64");
+    if (ids->n < 0 || ids->n > p->max_ids)
+        return LPLB_FAIL(LPLB_RANGE, "%lld ids; the planner was made for 0 to %lld",
+                         (long long)ids->n, (long long)p->max_ids);
+    if (ids->topk < 0) return LPLB_FAIL(LPLB_RANGE, "topk is %d", ids->topk);
+    if (ids->source < 0 || ids->source >= p->sources)
+        return LPLB_FAIL(LPLB_RANGE, "source %d is outside [0, %d)", ids->source, p->sources);
+    if (ids->n > 0 && !ids->ids) return LPLB_FAIL(LPLB_INVALID, "ids is NULL");
+    if (!maps) return LPLB_OK;
+    if (ids->out_dtype != LPLB_INT32 && ids->out_dtype != LPLB_INT64)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "out must be int32 or int64");
+    if (ids->n > 0 && !ids->out) return LPLB_FAIL(LPLB_INVALID, "out is NULL");
+    if (ids->n > 0 && ids->out == ids->ids && ids->out_dtype != ids->ids_dtype)
+        return LPLB_FAIL(LPLB_INVALID, "in place, ids and out must have one width");
+    return LPLB_OK;
+}
+
+static lplb_status check_problem(const lplb_cuda_problem *problem) {
+    if (problem->struct_size != sizeof(lplb_cuda_problem))
+        return LPLB_FAIL(LPLB_INVALID, "problem.struct_size is %zu, must be %zu",
+                         problem->struct_size, sizeof(lplb_cuda_problem));
+    return LPLB_OK;
+}
+
+static void put_ids(lplb__cuda_step *step, const lplb_cuda_ids *ids) {
+    step->ids = ids->ids;
+    step->ids_bytes = ids->ids_dtype == LPLB_INT64 ? 8 : 4;
+    step->out = ids->out;
+    step->out_bytes = ids->out_dtype == LPLB_INT64 ? 8 : 4;
+    step->n = ids->n;
+    step->n_device = ids->n_device;
+    step->topk = ids->topk > 0 ? ids->topk : 1;
+    step->source = ids->source;
+}
+
+static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem) {
+    step->source_counts = problem->source_counts;
+    step->fixed = problem->fixed;
+    step->counts = problem->counts;
+    step->split = problem->split;
+    step->loads = problem->loads;
+    step->share = problem->share;
+}
+
+/* ---- launches ---- */
+
+static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
+    bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
+    lplb__cuda_shape shape =
+        lplb__cuda_choose_shape(&p->room, counts ? step->n : 0, p->block_ids);
+    step->clusters = shape.clusters;
+    step->sources = p->sources;
+    cudaLaunchAttribute attribute[2];
+    unsigned n = 0;
+    if (shape.cluster > 1) {
+        attribute[n].id = cudaLaunchAttributeClusterDimension;
+        attribute[n].val.clusterDim.x = (unsigned)shape.cluster;
+        attribute[n].val.clusterDim.y = attribute[n].val.clusterDim.z = 1;
+        n++;
+    }
+    if (shape.clusters > 1) { /* all blocks at once, or none: they wait for each other */
+        attribute[n].id = cudaLaunchAttributeCooperative;
+        attribute[n++].val.cooperative = 1;
+    }
+    cudaLaunchConfig_t launch = {
+        .gridDim = {(unsigned)(shape.cluster * shape.clusters), 1, 1},
+        .blockDim = {(unsigned)p->threads, 1, 1},
+        .dynamicSmemBytes = step->shared.bytes,
+        .stream = stream,
+        .attrs = attribute,
+        .numAttrs = n};
+    void *arguments[] = {step};
+    LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)lplb__cuda_step_kernel, arguments));
+    return LPLB_OK;
+}
+
+/* Checks everything, so that nothing is launched in part. ids or problem may be NULL. */
+static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
+                           const lplb_cuda_ids *ids, const lplb_cuda_problem *problem) {
+    bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
+    bool plans = step->stages & LPLB__CUDA_STAGE_SOLVE;
+    if (ids) LPLB_TRY(check_ids(p, ids, step->stages & LPLB__CUDA_STAGE_MAP));
+    if (problem) LPLB_TRY(check_problem(problem));
+    if (ids) put_ids(step, ids);
+    if (problem) put_problem(step, problem);
+    if (plans && !counts && !step->source_counts)
+        return LPLB_FAIL(LPLB_INVALID, "source_counts is NULL: without ids there is nothing to "
+                                       "plan for");
+    if (plans && counts && !step->source_counts && p->sources > 1)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "there are %d sources: gather their counts and give them as "
+                         "source_counts",
+                         p->sources);
+    return LPLB_OK;
+}
+
+/* One step; share and split: to map by without planning. */
+static lplb_status run_stages(lplb_cuda_planner *planner, int32_t stages, const lplb_cuda_ids *ids,
+                              const lplb_cuda_problem *problem, const int64_t *split,
+                              const float *share, cudaStream_t stream) {
+    lplb__cuda_scope scope;
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    lplb__cuda_step step = planner->step;
+    step.stages = stages;
+    step.split_in = split;
+    step.share_in = share;
+    lplb_status status = prepare(planner, &step, ids, problem);
+    if (status == LPLB_OK) status = launch(planner, &step, stream);
+    lplb__cuda_leave(&scope);
+    return status;
+}
+
+enum {
+    COUNT = LPLB__CUDA_STAGE_COUNT,
+    SOLVE = LPLB__CUDA_STAGE_SOLVE,
+    MAP = LPLB__CUDA_STAGE_MAP,
+    SHARES = LPLB__CUDA_STAGE_SHARES
+};
+
+lplb_status lplb_cuda_run(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
+                          const lplb_cuda_problem *problem, lplb_cuda_stream stream) {
+    if (!ids || !problem) return LPLB_FAIL(LPLB_INVALID, "ids and problem must be given");
+    return run_stages(planner, COUNT | SOLVE | MAP, ids, problem, NULL, NULL, stream);
+}
+
+lplb_status lplb_cuda_count(lplb_cuda_planner *planner, const lplb_cuda_ids *ids, int64_t *counts,
+                            lplb_cuda_stream stream) {
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .counts = counts};
+    if (!ids || !counts) return LPLB_FAIL(LPLB_INVALID, "ids and counts must be given");
+    return run_stages(planner, COUNT, ids, &problem, NULL, NULL, stream);
+}
+
+lplb_status lplb_cuda_solve(lplb_cuda_planner *planner, const lplb_cuda_problem *problem,
+                            lplb_cuda_stream stream) {
+    if (!problem) return LPLB_FAIL(LPLB_INVALID, "problem is NULL");
+    return run_stages(planner, SOLVE, NULL, problem, NULL, NULL, stream);
+}
+
+lplb_status lplb_cuda_map(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
+                          const int64_t *source_counts, const int64_t *split,
+                          lplb_cuda_stream stream) {
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .source_counts = source_counts};
+    if (!ids || !source_counts || !split)
+        return LPLB_FAIL(LPLB_INVALID, "ids, source_counts and split must be given");
+    return run_stages(planner, COUNT | MAP, ids, &problem, split, NULL, stream);
+}
+
+lplb_status lplb_cuda_map_shares(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
+                                 const float *share, lplb_cuda_stream stream) {
+    if (!ids || !share) return LPLB_FAIL(LPLB_INVALID, "ids and share must be given");
+    return run_stages(planner, COUNT | MAP | SHARES, ids, NULL, NULL, share, stream);
+}
+
+/* ---- beside the caller's stream ---- */
+
+static lplb_status start(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
+                         const lplb_cuda_problem *problem, cudaStream_t stream,
+                         cudaStream_t side) {
+    if (p->started)
+        return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
+    lplb__cuda_step step = p->step;
+    step.stages = SOLVE | (ids ? COUNT : 0);
+    LPLB_TRY(prepare(p, &step, ids, problem));
+    LPLB_CUDA_TRY(cudaEventRecord(p->begun, stream));
+    LPLB_CUDA_TRY(cudaStreamWaitEvent(side, p->begun, 0));
+    lplb_status status = launch(p, &step, side);
+    LPLB_CUDA_TRY(cudaEventRecord(p->planned, side));
+    if (status == LPLB_OK) p->started = true;
+    else cudaStreamWaitEvent(stream, p->planned, 0); /* a capture must come together again */
+    return status;
+}
+
+lplb_status lplb_cuda_start(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
+                            const lplb_cuda_problem *problem, lplb_cuda_stream stream,
+                            lplb_cuda_stream side) {
+    lplb__cuda_scope scope;
+    if (!problem) return LPLB_FAIL(LPLB_INVALID, "problem is NULL");
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    lplb_status status = start(planner, ids, problem, stream, side);
+    lplb__cuda_leave(&scope);
+    return status;
+}
+
+lplb_status lplb_cuda_join(lplb_cuda_planner *planner, lplb_cuda_stream stream) {
+    lplb__cuda_scope scope;
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    lplb_status status =
+        planner->started
+            ? lplb__cuda_check(cudaStreamWaitEvent(stream, planner->planned, 0),
+                               "cudaStreamWaitEvent")
+            : LPLB_FAIL(LPLB_STATE, "no plan was started: call lplb_cuda_start first");
+    if (status == LPLB_OK) planner->started = false;
+    lplb__cuda_leave(&scope);
+    return status;
+}

@@ -1,0 +1,235 @@
+/* The exact planner where every movable expert has two hosts and a component fits a warp: one warp
+ * a component, one lane a rank, loads and shares in registers. Follows src/plan/exact.c. */
+#ifndef LPLB_CUDA_PAIRS_CUH
+#define LPLB_CUDA_PAIRS_CUH
+
+#include "cuda/simt.cuh"
+#include "cuda/tables.h"
+#include "plan/exact_layout.h"
+
+enum { COLOURS = LPLB__CUDA_PAIR_COLOURS };
+
+/* What the planner reports; summed over the components. */
+typedef struct effort {
+    int32_t sweeps, augmentations, restarts;
+} effort;
+
+/* One lane. Colours without an expert have partner = self and no tokens. */
+typedef struct pairs {
+    int32_t load;
+    int32_t x[COLOURS];       /* own share of the colour's expert */
+    int32_t weight[COLOURS];  /* its tokens */
+    uint32_t partners[2];     /* the lanes with the rest, 8 bits each */
+    uint32_t lower;           /* bit c: the odd token is ours */
+    uint32_t used;            /* bit c: there is an expert */
+} pairs;
+
+DEVICE int32_t partner_of(const pairs *p, int32_t colour) {
+    return (int32_t)(p->partners[colour / 4] >> 8 * (colour % 4) & 255);
+}
+
+/* Both hosts compute the same split: with loads a, b without the expert and the odd token to the
+ * lower rank, clamp((w + b - a + odd) / 2, 0, w) is each one's own share. */
+template <int N> DEVICE bool sweep_pairs(pairs *p) {
+    int32_t changed = 0, own = p->load - p->x[0];
+#pragma unroll
+    for (int c = 0; c < N; c++) {
+        int32_t weight = p->weight[c];
+        int32_t other = shuffle(own, partner_of(p, c));
+        int32_t missing = weight + (int32_t)(p->lower >> c & 1) - own;
+        int32_t share = add_clamped(missing, other, 2 * weight + 1) >> 1;
+        int32_t next = c + 1 < N ? own - p->x[c + 1] : own;
+        changed |= share ^ p->x[c];
+        p->x[c] = share;
+        own = next + share;
+    }
+    p->load = own;
+    return changed != 0;
+}
+
+DEVICE bool sweep_colours(pairs *p, int32_t colours) {
+    switch (colours) {
+    case 1: return sweep_pairs<1>(p);
+    case 2: return sweep_pairs<2>(p);
+    case 3: return sweep_pairs<3>(p);
+    case 4: return sweep_pairs<4>(p);
+    case 5: return sweep_pairs<5>(p);
+    case 6: return sweep_pairs<6>(p);
+    case 7: return sweep_pairs<7>(p);
+    default: return sweep_pairs<8>(p);
+    }
+}
+
+/* Breadth-first search over the lanes. parent is a lane, colour that of the expert by which the
+ * parent's tokens reach us. */
+typedef struct pairs_search {
+    uint32_t visited, frontier, next;
+    int32_t parent, colour;
+} pairs_search;
+
+/* The next level: each rank from the lowest frontier rank, by the first colour. */
+DEVICE void expand_pairs(const pairs *p, pairs_search *s) {
+    int32_t best = INT32_MAX;
+    if (!(s->visited >> lane_index() & 1)) {
+#pragma unroll
+        for (int c = 0; c < COLOURS; c++) {
+            bool reaches = (s->frontier >> partner_of(p, c) & 1) && p->weight[c] > p->x[c];
+            int32_t key = partner_of(p, c) << 4 | c;
+            if (reaches && key < best) best = key;
+        }
+    }
+    bool reached = best != INT32_MAX;
+    if (reached) {
+        s->parent = best >> 4;
+        s->colour = best & 15;
+    }
+    s->next = votes(reached);
+    s->visited |= s->next;
+}
+
+/* Our parent's share of the expert by which it reaches us. */
+DEVICE int32_t parents_share(const pairs *p, int32_t colour) {
+    int32_t share = 0;
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++)
+        if (c == colour) share = p->weight[c] - p->x[c];
+    return share;
+}
+
+DEVICE void give_to_colour(pairs *p, int32_t colour, int32_t amount) {
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++)
+        if (c == colour) p->x[c] += amount;
+}
+
+/* As many tokens as fit from the target's root to the target; false if none do any more. */
+DEVICE bool push_pairs(pairs *p, const pairs_search *s, uint32_t roots, int32_t capacity,
+                       int32_t target) {
+    int32_t lane = lane_index(), way = s->parent | s->colour << 8;
+    int32_t share = parents_share(p, s->colour);
+    int32_t amount = capacity - shuffle(p->load, target), v = target;
+    int32_t gives = -1, receives = -1; /* colours in which this lane takes part */
+    ROLLED
+    while (!(roots >> v & 1)) {
+        int32_t step = shuffle(way, v), available = shuffle(share, v);
+        int32_t parent = step & 255, colour = step >> 8;
+        if (lane == v) receives = colour;
+        if (lane == parent) gives = colour;
+        amount = smaller(amount, available);
+        v = parent;
+    }
+    amount = smaller(amount, shuffle(p->load, v) - capacity);
+    if (amount <= 0) return false; /* an earlier path of this phase took it */
+    if (receives >= 0) give_to_colour(p, receives, amount);
+    if (gives >= 0) give_to_colour(p, gives, -amount);
+    if (lane == v) p->load -= amount;
+    if (lane == target) p->load += amount;
+    return true;
+}
+
+/* Phases until no rank exceeds its capacity: true. Or the ranks above it reach no room: false, and
+ * they are in s->visited. */
+DEVICE bool augment_pairs(pairs *p, int32_t capacity, pairs_search *s, effort *spent) {
+    for (;;) {
+        uint32_t roots = votes(p->load > capacity);
+        if (!roots) return true;
+        s->visited = s->frontier = roots;
+        uint32_t room;
+        ROLLED
+        do {
+            expand_pairs(p, s);
+            if (!s->next) return false;
+            room = votes((s->next >> lane_index() & 1) && p->load < capacity);
+            s->frontier = s->next;
+        } while (!room);
+        ROLLED
+        for (; room; room &= room - 1)
+            spent->augmentations += push_pairs(p, s, roots, capacity, lowest_bit(room));
+    }
+}
+
+/* ceil(mean load of the set): what its ranks cannot get below when none of its tokens can leave. */
+DEVICE int32_t limit_of_set(const pairs *p, uint32_t set) {
+    int32_t tokens = warp_sum(set >> lane_index() & 1 ? p->load : 0), members = bits_set(set);
+    return (tokens + members - 1) / members;
+}
+
+/* A first guess at the limit: what the fullest rank's tokens can reach. */
+DEVICE int32_t guess_pairs(const pairs *p, uint32_t all) {
+    pairs_search s;
+    int32_t most = warp_max(all >> lane_index() & 1 ? p->load : -1);
+    s.visited = s.frontier = 1u << lowest_bit(votes(p->load == most) & all);
+    for (;;) {
+        expand_pairs(p, &s);
+        if (!s.next) return limit_of_set(p, s.visited);
+        s.frontier = s.next;
+    }
+}
+
+/* From the state after the sweeps: Newton's method on the limit, then the augmenting paths. */
+DEVICE int32_t meet_limit_pairs(pairs *p, uint32_t all, int32_t limit, effort *spent) {
+    limit = larger(limit, guess_pairs(p, all));
+    pairs start = *p;
+    pairs_search s;
+    ROLLED
+    while (!augment_pairs(p, limit, &s, spent)) {
+        limit = limit_of_set(p, s.visited);
+        spent->restarts++;
+        *p = start;
+    }
+    return limit;
+}
+
+/* What the tables say of this lane, and the tokens of its experts. Returns the sum of those whose
+ * lower host it is. */
+DEVICE int32_t load_edges(pairs *p, const uint32_t *edge, int32_t colours, const int64_t *tokens) {
+    int32_t sum = 0;
+    p->partners[0] = p->partners[1] = p->lower = p->used = 0;
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++) {
+        uint32_t e = c < colours ? edge[c * LPLB__CUDA_LANES + lane_index()] : 0;
+        bool used = LPLB__CUDA_EDGE_USED(e);
+        uint32_t partner = used ? LPLB__CUDA_EDGE_PARTNER(e) : (uint32_t)lane_index();
+        p->partners[c / 4] |= partner << 8 * (c % 4);
+        p->lower |= LPLB__CUDA_EDGE_LOWER(e) << c;
+        p->used |= (uint32_t)used << c;
+        p->x[c] = 0;
+        p->weight[c] = used ? (int32_t)tokens[LPLB__CUDA_EDGE_EXPERT(e)] : 0;
+        if (p->lower >> c & 1) sum += p->weight[c];
+    }
+    return sum;
+}
+
+/* One component. load holds what cannot move; in the end it holds all. x: tokens of the hosts, of
+ * which first_host [E] are the lower ones. Returns the optimal limit. */
+DEVICE int32_t solve_pairs(const lplb__cuda_component component, const uint32_t *edge,
+                           const int64_t *tokens, int32_t *load, int32_t *x,
+                           const uint16_t *first_host, effort *spent) {
+    pairs p;
+    int32_t lane = lane_index(), ranks = component.ranks;
+    uint32_t all = ranks == 32 ? 0xffffffffu : (1u << ranks) - 1;
+    int32_t movable = load_edges(&p, edge, component.colours, tokens);
+    load += component.first_rank;
+    p.load = lane < ranks ? load[lane] : 0;
+    int32_t limit = (warp_sum(p.load + movable) + ranks - 1) / ranks;
+    limit = larger(limit, warp_max(p.load));
+    ROLLED
+    for (int32_t sweeps = 1;; sweeps++) {
+        bool changed = sweep_colours(&p, component.colours);
+        uint32_t moved = votes(changed), over = votes(p.load > limit);
+        if (!moved) break;
+        spent->sweeps++;
+        if (sweeps == LPLB__MAX_SWEEPS || !over) break;
+    }
+    if (votes(p.load > limit)) limit = meet_limit_pairs(&p, all, limit, spent);
+    if (lane < ranks) load[lane] = p.load;
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++)
+        if (p.used >> c & 1) {
+            uint32_t e = edge[c * LPLB__CUDA_LANES + lane]; /* in the cache by now */
+            x[first_host[LPLB__CUDA_EDGE_EXPERT(e)] + !(p.lower >> c & 1)] = p.x[c];
+        }
+    return limit;
+}
+
+#endif

@@ -1,0 +1,333 @@
+/* Making, changing and destroying a planner. */
+#include "cuda/planner.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "plan/plan.h"
+
+static const uint64_t PLANNER_MAGIC = 0x6c706c6263756461u; /* "lplbcuda" */
+
+/* As in src/plan/planner.c. */
+enum { TOLERANCE_BITS = 16 };
+static const uint64_t TIMEOUT_NS = UINT64_C(10000000000);
+/* A block of this many threads has a multiprocessor to itself. */
+enum { MOST_THREADS = 1024, LEAST_THREADS = 256, THREADS_STEP = 256 };
+
+/* ---- the device ---- */
+
+lplb_status lplb__cuda_check(cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return LPLB_OK;
+    cudaGetLastError(); /* it is reported here */
+    return LPLB_FAIL(LPLB_DEVICE, "%.*s: %s", (int)strcspn(what, "("), what,
+                     cudaGetErrorString(error));
+}
+
+lplb_status lplb__cuda_enter(const lplb_cuda_planner *planner, lplb__cuda_scope *scope) {
+    if (!planner || planner->magic != PLANNER_MAGIC)
+        return LPLB_FAIL(LPLB_INVALID, "not a planner, or one that was destroyed");
+    scope->now = planner->device;
+    LPLB_CUDA_TRY(cudaGetDevice(&scope->before));
+    if (scope->before != scope->now) LPLB_CUDA_TRY(cudaSetDevice(scope->now));
+    return LPLB_OK;
+}
+
+void lplb__cuda_leave(const lplb__cuda_scope *scope) {
+    if (scope->before != scope->now) cudaSetDevice(scope->before);
+}
+
+lplb_status lplb__cuda_not_captured(cudaStream_t stream, const char *what) {
+    enum cudaStreamCaptureStatus capture;
+    LPLB_CUDA_TRY(cudaStreamIsCapturing(stream, &capture));
+    if (capture == cudaStreamCaptureStatusNone) return LPLB_OK;
+    return LPLB_FAIL(LPLB_STATE, "%s cannot be captured into a graph; call it outside", what);
+}
+
+/* ---- making ---- */
+
+static lplb_status check_config(const lplb_cuda_config *c) {
+    if (c->struct_size != sizeof(lplb_cuda_config))
+        return LPLB_FAIL(LPLB_INVALID,
+                         "config.struct_size is %zu, must be %zu (set it to "
+                         "sizeof(lplb_cuda_config))",
+                         c->struct_size, sizeof(lplb_cuda_config));
+    if (!c->placement) return LPLB_FAIL(LPLB_INVALID, "the placement is NULL");
+    if (c->solver != LPLB_SOLVER_EXACT && c->solver != LPLB_SOLVER_EVEN)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU plans with exact or even, not with %s",
+                         lplb_solver_name(c->solver));
+    if (c->tolerance != 0 && !(c->tolerance >= 1 && c->tolerance <= 1e4))
+        return LPLB_FAIL(LPLB_RANGE, "tolerance %g; 0 for none, or from 1 to 10000", c->tolerance);
+    if (!(c->reuse >= 0 && c->reuse <= 2))
+        return LPLB_FAIL(LPLB_RANGE, "reuse %g is outside [0, 2]", c->reuse);
+    if (c->sources < 0) return LPLB_FAIL(LPLB_RANGE, "%d sources", c->sources);
+    if (c->max_ids < 0 || c->max_ids > INT32_MAX)
+        return LPLB_FAIL(LPLB_RANGE, "max_ids %lld is outside [0, %d]", (long long)c->max_ids,
+                         INT32_MAX);
+    if (c->n_sms < 0) return LPLB_FAIL(LPLB_RANGE, "n_sms %d; 0 for all, or more", c->n_sms);
+    return LPLB_OK;
+}
+
+static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int *clusters) {
+    int devices;
+    LPLB_CUDA_TRY(cudaGetDeviceCount(&devices));
+    if (device < 0 || device >= devices)
+        return LPLB_FAIL(LPLB_RANGE, "device %d; this process sees %d", device, devices);
+    LPLB_CUDA_TRY(cudaDeviceGetAttribute(sms, cudaDevAttrMultiProcessorCount, device));
+    LPLB_CUDA_TRY(
+        cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    LPLB_CUDA_TRY(cudaDeviceGetAttribute(clusters, cudaDevAttrClusterLaunch, device));
+    return LPLB_OK;
+}
+
+/* As many threads as shared memory has room for: what it holds for each warp grows with them. */
+static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int clusters) {
+    lplb__cuda_step *s = &p->step;
+    for (p->threads = MOST_THREADS; p->threads >= LEAST_THREADS; p->threads -= THREADS_STEP) {
+        lplb__cuda_share_memory(s->experts, s->slots, s->ranks, p->threads,
+                                clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
+        if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
+    }
+    return LPLB_FAIL(LPLB_UNSUPPORTED,
+                     "%d experts in %d slots on %d ranks take %u bytes of shared memory; a block "
+                     "of this device has %d",
+                     s->experts, s->slots, s->ranks, s->shared.bytes, shared_bytes);
+}
+
+/* How many blocks or clusters can run at a time, which those that wait for each other need. */
+static lplb_status measure_room(lplb_cuda_planner *p, int sms, int clusters, int32_t n_sms) {
+    const void *kernel = (const void *)lplb__cuda_step_kernel;
+    int blocks_per_sm;
+    p->room.sms = n_sms > 0 && n_sms < sms ? n_sms : sms;
+    LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       (int)p->step.shared.bytes));
+    LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
+                                                                p->step.shared.bytes));
+    p->room.blocks = blocks_per_sm > 0 ? sms : 0;
+    if (!clusters) return LPLB_OK;
+    LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    for (int c = 2; c <= LPLB__CUDA_MAX_CLUSTER; c *= 2) {
+        cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeClusterDimension};
+        attribute.val.clusterDim.x = (unsigned)c;
+        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        cudaLaunchConfig_t launch = {.gridDim = {(unsigned)c, 1, 1},
+                                     .blockDim = {(unsigned)p->threads, 1, 1},
+                                     .dynamicSmemBytes = p->step.shared.bytes,
+                                     .attrs = &attribute,
+                                     .numAttrs = 1};
+        int most = 0;
+        if (cudaOccupancyMaxActiveClusters(&most, kernel, &launch) != cudaSuccess) {
+            cudaGetLastError(); /* clusters of this size do not exist here */
+            most = 0;
+        }
+        p->room.clusters[c] = most;
+    }
+    return LPLB_OK;
+}
+
+static int64_t take(int64_t *bytes, int64_t count, size_t item_bytes) {
+    int64_t at = *bytes;
+    *bytes += (count * (int64_t)item_bytes + 255) / 256 * 256;
+    return at;
+}
+
+static lplb_status allocate(lplb_cuda_planner *p) {
+    lplb__cuda_step *s = &p->step;
+    int64_t E = s->experts, P = s->slots, most = p->room.blocks;
+    int64_t block = take(&p->bytes, s->tables.bytes, 1);
+    int64_t memory = take(&p->bytes, 1, sizeof(lplb__cuda_memory));
+    int64_t words = take(&p->bytes, most * E, sizeof(uint64_t));
+    int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
+    LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
+    LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
+    s->block = p->memory + block;
+    s->memory = (lplb__cuda_memory *)(p->memory + memory);
+    s->words = (uint64_t *)(p->memory + words);
+    s->cached = (int64_t *)(p->memory + cached);
+    LPLB_CUDA_TRY(cudaStreamCreateWithFlags(&p->stream, cudaStreamNonBlocking));
+    cudaEvent_t *events[] = {&p->staged, &p->begun, &p->planned};
+    for (int i = 0; i < 3; i++)
+        LPLB_CUDA_TRY(cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    LPLB_CUDA_TRY(cudaMemsetAsync(p->memory, 0, (size_t)p->bytes, p->stream));
+    return LPLB_OK;
+}
+
+/* Warps that plan: one for each component, or for each chunk of the widest row. */
+static int32_t planning_warps(const lplb_cuda_planner *p) {
+    const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
+    int32_t most = p->threads / 32 / 2;
+    int32_t wanted =
+        header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
+    if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
+    return wanted < most ? wanted : most;
+}
+
+static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
+    LPLB_CUDA_TRY(cudaMemcpyAsync((void *)p->step.block, p->staging, p->step.tables.bytes,
+                                  cudaMemcpyHostToDevice, stream));
+    LPLB_CUDA_TRY(cudaEventRecord(p->staged, stream));
+    return LPLB_OK;
+}
+
+static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
+    int sms, shared_bytes, clusters;
+    lplb__cuda_step *s = &p->step;
+    LPLB_TRY(read_device(c->device, &sms, &shared_bytes, &clusters));
+    LPLB_TRY(lplb__cuda_size_tables(s->experts, s->slots, s->ranks, &s->tables));
+    LPLB_TRY(choose_threads(p, shared_bytes, clusters));
+    LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
+    if (c->speed) {
+        LPLB_TRY(LPLB_CALLOC(p->speed, s->ranks));
+        memcpy(p->speed, c->speed, (size_t)s->ranks * sizeof *p->speed);
+    }
+    LPLB_TRY(allocate(p));
+    LPLB_TRY(lplb__cuda_build_tables(&s->tables, c->placement, c->layer, p->speed, p->staging));
+    LPLB_TRY(send_tables(p, p->stream));
+    LPLB_CUDA_TRY(cudaStreamSynchronize(p->stream));
+    s->solver_warps = planning_warps(p);
+    p->block_ids = (int64_t)(p->threads - s->solver_warps * 32) * LPLB__CUDA_KEPT_IDS;
+    return LPLB_OK;
+}
+
+static void release(lplb_cuda_planner *p) {
+    if (p->stream) cudaStreamSynchronize(p->stream);
+    cudaFree(p->memory);
+    if (p->staging) cudaFreeHost(p->staging);
+    if (p->stream) cudaStreamDestroy(p->stream);
+    cudaEvent_t events[] = {p->staged, p->begun, p->planned};
+    for (int i = 0; i < 3; i++)
+        if (events[i]) cudaEventDestroy(events[i]);
+    lplb__free(p->speed);
+    p->magic = 0;
+    lplb__free(p);
+}
+
+/* Allocation and waiting, of which another thread's capture must take no notice. */
+static lplb_status make_uncaptured(lplb_cuda_planner *p, const lplb_cuda_config *config) {
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    LPLB_CUDA_TRY(cudaThreadExchangeStreamCaptureMode(&mode));
+    lplb_status status = make(p, config);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return status;
+}
+
+lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_planner **out) {
+    *out = NULL;
+    LPLB_TRY(check_config(config));
+    lplb_cuda_planner *p;
+    LPLB_TRY(LPLB_CALLOC(p, 1));
+    p->magic = PLANNER_MAGIC;
+    p->device = config->device;
+    p->sources = config->sources > 0 ? config->sources : 1;
+    p->locality = config->locality;
+    p->max_ids = config->max_ids;
+    p->step.experts = config->placement->experts;
+    p->step.slots = config->placement->slots;
+    p->step.ranks = config->placement->ranks;
+    p->step.solver = config->solver;
+    p->step.tolerance = llround(config->tolerance * (1 << TOLERANCE_BITS));
+    p->step.reuse = llround(config->reuse * (1 << TOLERANCE_BITS));
+    p->step.timeout_ns = TIMEOUT_NS;
+    lplb__cuda_scope scope = {0, 0};
+    lplb_status status = lplb__cuda_enter(p, &scope);
+    if (status == LPLB_OK) {
+        status = make_uncaptured(p, config);
+        if (status != LPLB_OK) release(p);
+        lplb__cuda_leave(&scope);
+    } else {
+        lplb__free(p);
+    }
+    if (status == LPLB_OK) *out = p;
+    return status;
+}
+
+void lplb_cuda_planner_destroy(lplb_cuda_planner *planner) {
+    lplb__cuda_scope scope;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    if (!planner || lplb__cuda_enter(planner, &scope) != LPLB_OK) return;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    release(planner);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    lplb__cuda_leave(&scope);
+}
+
+int64_t lplb_cuda_planner_bytes(const lplb_cuda_planner *planner) { return planner->bytes; }
+
+/* ---- changing ---- */
+
+static lplb_status update(lplb_cuda_planner *p, const lplb_placement *placement, int32_t layer,
+                          cudaStream_t stream) {
+    const lplb__cuda_step *s = &p->step;
+    LPLB_TRY(lplb__cuda_not_captured(stream, "a change of the placement"));
+    if (placement->experts != s->experts || placement->slots != s->slots ||
+        placement->ranks != s->ranks)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "the planner was made for %d experts in %d slots on %d ranks, not for "
+                         "%d, %d, %d",
+                         s->experts, s->slots, s->ranks, placement->experts, placement->slots,
+                         placement->ranks);
+    LPLB_CUDA_TRY(cudaEventSynchronize(p->staged)); /* the tables before have left */
+    LPLB_TRY(lplb__cuda_build_tables(&s->tables, placement, layer, p->speed, p->staging));
+    LPLB_TRY(send_tables(p, stream));
+    LPLB_CUDA_TRY(cudaMemsetAsync(&s->memory->cached, 0, sizeof s->memory->cached, stream));
+    return LPLB_OK;
+}
+
+lplb_status lplb_cuda_planner_update(lplb_cuda_planner *planner, const lplb_placement *placement,
+                                     int32_t layer, lplb_cuda_stream stream) {
+    lplb__cuda_scope scope;
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    lplb_status status = update(planner, placement, layer, stream);
+    lplb__cuda_leave(&scope);
+    return status;
+}
+
+/* ---- the report ---- */
+
+const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planner) {
+    return &planner->step.memory->report;
+}
+
+static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_cuda_report *out) {
+    LPLB_TRY(lplb__cuda_not_captured(stream, "reading the report"));
+    LPLB_CUDA_TRY(cudaMemcpyAsync(out, &p->step.memory->report, sizeof *out,
+                                  cudaMemcpyDeviceToHost, stream));
+    LPLB_CUDA_TRY(cudaStreamSynchronize(stream));
+    return LPLB_OK;
+}
+
+lplb_status lplb_cuda_report_read(lplb_cuda_planner *planner, lplb_cuda_stream stream,
+                                  lplb_cuda_report *out) {
+    lplb__cuda_scope scope;
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    lplb_status status = read_report(planner, stream, out);
+    lplb__cuda_leave(&scope);
+    return status;
+}
+
+lplb_status lplb_cuda_report_clear(lplb_cuda_planner *planner, lplb_cuda_stream stream) {
+    lplb__cuda_scope scope;
+    LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    uint64_t *error = &planner->step.memory->report.error;
+    lplb_status status =
+        lplb__cuda_check(cudaMemsetAsync(error, 0, sizeof *error, stream), "cudaMemsetAsync");
+    lplb__cuda_leave(&scope);
+    return status;
+}
+
+lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
+    lplb_status code = (lplb_status) - (int)(report->error >> 56);
+    long long detail = (long long)(LPLB_CUDA_DETAIL_MASK - (report->error & LPLB_CUDA_DETAIL_MASK));
+    if (report->error == 0) return LPLB_OK;
+    switch (code) {
+    case LPLB_RANGE:
+        return LPLB_FAIL(code, "an id at position %lld, or a count of expert %lld, is out of range",
+                         detail, detail);
+    case LPLB_INVALID:
+        return LPLB_FAIL(code, "expert %lld: ids, counts and split do not agree", detail);
+    case LPLB_OVERFLOW: return LPLB_FAIL(code, "the tokens of one problem exceed 2^62");
+    case LPLB_TIMEOUT:
+        return LPLB_FAIL(code, "blocks of a step waited in vain for the others' counts");
+    default: return LPLB_FAIL(code, "the step failed on the device (detail %lld)", detail);
+    }
+}

@@ -1,0 +1,49 @@
+/* What the files of the host side share. */
+#ifndef LPLB_CUDA_PLANNER_H
+#define LPLB_CUDA_PLANNER_H
+
+#include <cuda_runtime_api.h>
+#include <lplb/cuda.h>
+#include <stdbool.h>
+
+#include "cuda/build_tables.h"
+#include "cuda/shape.h"
+
+struct lplb_cuda_planner {
+    uint64_t magic;
+    int32_t device, layers_slots; /* slots of the placement */
+    int32_t sources, locality;
+    int64_t max_ids;
+    int64_t *speed; /* [G] or NULL */
+    lplb__cuda_step step; /* what all steps share */
+    lplb__cuda_room room;
+    int32_t threads;
+    int64_t block_ids; /* of one tile */
+    unsigned char *memory; /* device */
+    int64_t bytes;
+    unsigned char *staging; /* pinned: tables on their way to the device */
+    cudaStream_t stream;    /* for making and reading; never for steps */
+    cudaEvent_t staged, begun, planned;
+    bool started;
+};
+
+/* The device of the planner for as long as a call lasts. */
+typedef struct lplb__cuda_scope {
+    int before, now;
+} lplb__cuda_scope;
+
+lplb_status lplb__cuda_enter(const lplb_cuda_planner *planner, lplb__cuda_scope *scope);
+void lplb__cuda_leave(const lplb__cuda_scope *scope);
+
+/* LPLB_OK or LPLB_DEVICE with what was tried and CUDA's text. */
+lplb_status lplb__cuda_check(cudaError_t error, const char *what);
+#define LPLB_CUDA_TRY(call) LPLB_TRY(lplb__cuda_check((call), #call))
+
+/* LPLB_STATE if the stream is being captured. */
+lplb_status lplb__cuda_not_captured(cudaStream_t stream, const char *what);
+
+/* One argument, the step. */
+typedef void lplb__cuda_kernel(const lplb__cuda_step step);
+extern lplb__cuda_kernel lplb__cuda_step_kernel;
+
+#endif

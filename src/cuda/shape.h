@@ -1,0 +1,30 @@
+/* How a step is cut into blocks, and a block's shared memory into arrays. */
+#ifndef LPLB_CUDA_SHAPE_H
+#define LPLB_CUDA_SHAPE_H
+
+#include "base/error.h"
+#include "cuda/step.h"
+
+enum { LPLB__CUDA_MAX_CLUSTER = 16 };
+
+/* The arrays of a block of `threads` threads in clusters of at most `cluster` blocks. */
+void lplb__cuda_share_memory(int32_t experts, int32_t slots, int32_t ranks, int32_t threads,
+                             int32_t cluster, lplb__cuda_shared *shared);
+
+/* Blocks of a launch: `clusters` clusters of `cluster` blocks. */
+typedef struct lplb__cuda_shape {
+    int32_t cluster, clusters;
+} lplb__cuda_shape;
+
+/* What the device has room for at a time, with the planner's threads and shared memory. */
+typedef struct lplb__cuda_room {
+    int32_t blocks;                            /* without clusters */
+    int32_t clusters[LPLB__CUDA_MAX_CLUSTER + 1]; /* of 2, 4, 8 or 16 blocks; 0 = none */
+    int32_t sms;                               /* that the step may use */
+} lplb__cuda_room;
+
+/* The fastest known shape for n ids. block_ids: ids of a block in one tile. */
+lplb__cuda_shape lplb__cuda_choose_shape(const lplb__cuda_room *room, int64_t n,
+                                         int64_t block_ids);
+
+#endif

@@ -1,0 +1,389 @@
+/* From the counts to the tokens of every host: totals and their checks, the even split, the plan
+ * cache, and the choice of the exact planner's form. */
+#ifndef LPLB_CUDA_SOLVE_CUH
+#define LPLB_CUDA_SOLVE_CUH
+
+#include "cuda/block.cuh"
+#include "cuda/pairs.cuh"
+#include "cuda/rows_augment.cuh"
+
+/* As in src/plan/planner.c. */
+enum { TOLERANCE_BITS = 16 };
+/* Below this total, 32-bit loads are enough for every sum the planners make. */
+enum { NARROW_BITS = 30 };
+
+/* ---- totals ---- */
+
+/* Of one expert: tokens of all sources and of those before ours; false when our row is not what was
+ * counted. */
+DEVICE bool sum_sources(const step &a, int32_t e, int64_t *total, int64_t *before) {
+    *total = *before = 0;
+    ROLLED
+    for (int32_t s = 0; s < a.sources; s++) {
+        int64_t count = a.source_counts[(int64_t)s * a.experts + e];
+        if (count < 0 || *total + count < 0) { /* settle_totals finds both */
+            *total = count < 0 ? INT64_MIN : INT64_MAX;
+            break;
+        }
+        if (s < a.source) *before += count;
+        *total += count;
+        if (s == a.source && (a.stages & LPLB__CUDA_STAGE_COUNT) &&
+            count != shared_array(a, mine, int32_t)[e])
+            return false;
+    }
+    return true;
+}
+
+/* tokens, before, and load in 32 bits of what cannot move. True if that may not be enough. */
+DEVICE bool take_totals(const step &a) {
+    int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
+    int32_t *load = shared_array(a, load, int32_t);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    int32_t terms = a.experts + a.ranks, shift = NARROW_BITS;
+    ROLLED
+    while (terms >>= 1) shift--;
+    uint64_t large = header_of(a)->speeds; /* they need products of 128 bits */
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        int64_t total = 0, earlier = 0;
+        if (!a.source_counts) {
+            total = shared_array(a, mine, int32_t)[e];
+        } else if (!sum_sources(a, e, &total, &earlier)) {
+            report_error(a, LPLB_INVALID, e);
+            state_of(a)->failed = 1;
+            large = 1;
+        }
+        tokens[e] = total;
+        before[e] = earlier;
+        large |= (uint64_t)total >> (shift - 1);
+        if (expert[e].hosts == 1) atomic_add(&load[expert[e].rank], (int32_t)total);
+    }
+    const uint16_t *rank_id = table(a, rank_id, uint16_t);
+    ROLLED
+    for (int32_t q = thread_index(); a.fixed && q < a.ranks; q += block_threads()) {
+        int64_t fixed = a.fixed[rank_id[q]];
+        large |= (uint64_t)fixed >> (shift - 1);
+        atomic_add(&load[q], (int32_t)fixed);
+    }
+    return large != 0;
+}
+
+/* Adds the halves of a count, so that no sum overflows; reports what is negative. */
+DEVICE void add_halves(const step &a, int64_t count, int64_t detail) {
+    block_state *state = state_of(a);
+    if (count < 0) {
+        report_error(a, LPLB_RANGE, detail);
+        state->failed = 1;
+        return;
+    }
+    atomic_add(&state->high, count >> 31);
+    atomic_add(&state->low, count & 0x7fffffff);
+}
+
+/* load in 64 bits of what cannot move. */
+DEVICE void load_wide(const step &a) {
+    int64_t *load = shared_array(a, load, int64_t);
+    const int64_t *tokens = shared_array(a, tokens, int64_t);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    const uint16_t *rank_id = table(a, rank_id, uint16_t);
+    bool fixed = a.fixed && !state_of(a)->failed;
+    block_barrier();
+    ROLLED
+    for (int32_t q = thread_index(); q < a.ranks; q += block_threads())
+        load[q] = fixed ? a.fixed[rank_id[q]] : 0;
+    block_barrier();
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        if (expert[e].hosts == 1) atomic_add(&load[expert[e].rank], tokens[e]);
+    block_barrier();
+}
+
+/* Counts that cannot be used: every source falls back to its own tokens, split evenly. */
+DEVICE void forget_counts(const step &a) {
+    int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        tokens[e] = a.stages & LPLB__CUDA_STAGE_COUNT ? shared_array(a, mine, int32_t)[e] : 0;
+        before[e] = 0;
+    }
+}
+
+/* When the quick look did not suffice: the exact total, its width, or that there is none. */
+DEVICE_CALL void settle_totals(const step &a) {
+    block_state *state = state_of(a);
+    const int64_t *tokens = shared_array(a, tokens, int64_t);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        add_halves(a, tokens[e], e);
+    ROLLED
+    for (int32_t r = thread_index(); a.fixed && r < a.ranks; r += block_threads())
+        add_halves(a, a.fixed[r], a.experts + r);
+    block_barrier();
+    if (thread_index() == 0) {
+        wide total = ((wide)state->high << 31) + state->low;
+        if (total > LPLB_MAX_TOKENS) {
+            report_error(a, LPLB_OVERFLOW, 0);
+            state->failed = 1;
+        }
+        state->narrow = !state->failed && !header_of(a)->speeds &&
+                        total < (int64_t)1 << NARROW_BITS;
+        state->total = (int64_t)total;
+    }
+    block_barrier();
+    if (state->failed) forget_counts(a);
+    if (!state->narrow) load_wide(a);
+}
+
+/* ---- even ---- */
+
+template <typename T> DEVICE void split_evenly(const step &a, bool take_back) {
+    const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    const int64_t *tokens = shared_array(a, tokens, int64_t);
+    T *x = shared_array(a, x, T), *load = shared_array(a, load, T);
+    ROLLED
+    for (int32_t h = thread_index(); h < header_of(a)->hosts; h += block_threads()) {
+        const lplb__cuda_expert e = expert[host[h].expert];
+        T all = (T)tokens[host[h].expert], share = all / e.hosts, rest = all % e.hosts;
+        share += h - e.first_host < rest;
+        if (e.hosts == 1) continue;
+        x[h] = take_back ? 0 : share;
+        atomic_add(&load[host[h].rank], take_back ? -share : share);
+    }
+}
+
+/* max load / speed <= tolerance * total / total speed, as in planner.c. */
+template <typename T> DEVICE bool is_tolerable(const step &a, int64_t total) {
+    bool exceeds = false;
+    const int64_t *speed = table(a, speed, int64_t);
+    ROLLED
+    for (int32_t q = thread_index(); q < a.ranks; q += block_threads()) {
+        wide have = ((wide)shared_array(a, load, T)[q] * header_of(a)->total_speed)
+                    << TOLERANCE_BITS;
+        wide allowed = (wide)total * speed[q];
+        wide least = have / a.tolerance; /* (tolerance * allowed) could exceed 127 bits */
+        exceeds |= least > allowed || (least == allowed && have - least * a.tolerance > 0);
+    }
+    return !block_any(exceeds);
+}
+
+/* The even split if the step wants it; true: it stays. */
+template <typename T> DEVICE_CALL bool settle_for_even(const step &a) {
+    block_state *state = state_of(a);
+    split_evenly<T>(a, false);
+    block_barrier();
+    if (a.solver == LPLB_SOLVER_EVEN || state->failed) {
+        if (a.tolerance && !state->failed && is_tolerable<T>(a, state->total))
+            state->outcome = LPLB_OUTCOME_WITHIN_TOLERANCE;
+        else state->outcome = state->failed ? -1 : LPLB_OUTCOME_FEASIBLE;
+        return true;
+    }
+    if (is_tolerable<T>(a, state->total)) {
+        state->outcome = LPLB_OUTCOME_WITHIN_TOLERANCE;
+        return true;
+    }
+    split_evenly<T>(a, true);
+    block_barrier();
+    return false;
+}
+
+/* ---- the plan cache ---- */
+
+DEVICE const int64_t *cached_counts(const step &a) {
+    return a.cached + (int64_t)state_of(a)->current * (a.experts + a.slots);
+}
+
+/* Adds up |w W' - w' W|, three limbs of 42 bits each. */
+DEVICE void add_distance(const step &a, const int64_t *counts, int64_t total, int64_t cached) {
+    block_state *state = state_of(a);
+    const int64_t *tokens = shared_array(a, tokens, int64_t);
+    const int64_t mask = ((int64_t)1 << 42) - 1;
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        wide difference = (wide)tokens[e] * cached - (wide)counts[e] * total;
+        if (difference < 0) difference = -difference;
+        atomic_add(&state->limbs[0], (int64_t)difference & mask);
+        atomic_add(&state->limbs[1], (int64_t)(difference >> 42) & mask);
+        atomic_add(&state->limbs[2], (int64_t)(difference >> 84));
+    }
+}
+
+/* Whether the batch is close enough to the one the cached plan was made for. */
+DEVICE_CALL bool is_cached(const step &a) {
+    block_state *state = state_of(a);
+    if (!state->cached || state->failed) return false;
+    const int64_t *counts = cached_counts(a);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        atomic_add(&state->scratch[0], counts[e]);
+    block_barrier();
+    int64_t total = state->scratch[0], now = 0;
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        now += shared_array(a, tokens, int64_t)[e];
+    atomic_add(&state->scratch[1], now);
+    block_barrier();
+    now = state->scratch[1];
+    add_distance(a, counts, now, total);
+    block_barrier();
+    wide distance = ((((wide)state->limbs[2] << 42) + state->limbs[1]) << 42) + state->limbs[0];
+    wide scale = (wide)now * total;
+    if (scale < (wide)1 << 96) return distance << TOLERANCE_BITS <= scale * a.reuse;
+    return distance <= (scale >> TOLERANCE_BITS) * a.reuse;
+}
+
+/* The cached plan's shares of today's tokens: host i of an expert ends at floor(w * (cached tokens
+ * up to i) / w'). An expert without tokens then is split evenly. */
+template <typename T> DEVICE_CALL void reuse_shares(const step &a) {
+    const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    const int64_t *counts = cached_counts(a), *split = counts + a.experts;
+    T *x = shared_array(a, x, T), *load = shared_array(a, load, T);
+    ROLLED
+    for (int32_t h = thread_index(); h < header_of(a)->hosts; h += block_threads()) {
+        const lplb__cuda_expert e = expert[host[h].expert];
+        int64_t tokens = shared_array(a, tokens, int64_t)[host[h].expert], before = 0;
+        int64_t cached = counts[host[h].expert], nth = h - e.first_host;
+        if (e.hosts == 1) continue;
+        ROLLED
+        for (int32_t i = e.first_host; i < h; i++) before += split[i];
+        int64_t share = tokens / e.hosts + (nth < tokens % e.hosts);
+        if (cached > 0)
+            share = divide_wide((wide)tokens * (before + split[h]), cached) -
+                    divide_wide((wide)tokens * before, cached);
+        x[h] = (T)share;
+        atomic_add(&load[host[h].rank], (T)share);
+    }
+}
+
+/* ---- exact ---- */
+
+DEVICE void add_effort(const step &a, const effort &spent) {
+    block_state *state = state_of(a);
+    if (spent.sweeps) atomic_add(&state->sweeps, spent.sweeps);
+    if (spent.augmentations) atomic_add(&state->augmentations, spent.augmentations);
+    if (spent.restarts) atomic_add(&state->restarts, spent.restarts);
+}
+
+DEVICE void solve_components_as_pairs(const step &a) {
+    const lplb__cuda_component *component = table(a, component, lplb__cuda_component);
+    effort spent = {0, 0, 0};
+    ROLLED
+    for (int32_t c = warp_index(); c < header_of(a)->components; c += a.solver_warps) {
+        const uint32_t *edge =
+            table(a, edge, uint32_t) + c * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
+        int32_t limit = solve_pairs(component[c], edge, shared_array(a, tokens, int64_t),
+                                    shared_array(a, load, int32_t), shared_array(a, x, int32_t),
+                                    shared_array(a, first_host, uint16_t), &spent);
+        if (lane_index() == 0) atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
+    }
+    if (lane_index() == 0) add_effort(a, spent);
+}
+
+template <typename K> DEVICE rows<K> rows_of(const step &a) {
+    typedef typename K::number T;
+    rows<K> r;
+    r.component = table(a, component, lplb__cuda_component);
+    r.component_of = table(a, component_of, uint16_t);
+    r.row = table(a, row, uint32_t);
+    r.chunk = table(a, chunk, uint8_t);
+    r.lane = table(a, lane, lplb__cuda_lane);
+    r.speed = table(a, speed, int64_t);
+    r.tokens = shared_array(a, tokens, int64_t);
+    r.load = shared_array(a, load, T);
+    r.x = shared_array(a, x, T);
+    r.saved_load = shared_array(a, saved_load, T);
+    r.saved_x = shared_array(a, saved_x, T);
+    r.capacity = shared_array(a, capacity, T);
+    r.level = shared_array(a, level, T);
+    r.key = shared_array(a, key, uint64_t);
+    r.depth = shared_array(a, depth, uint16_t);
+    r.owner = shared_array(a, owner, int32_t);
+    r.status = shared_array(a, status, uint32_t);
+    r.limits = shared_array(a, limits, limit);
+    r.result = shared_array(a, result, rows_result);
+    r.ranks = a.ranks;
+    r.hosts = header_of(a)->hosts;
+    r.components = header_of(a)->components;
+    r.n_rows = header_of(a)->rows;
+    r.chunks = header_of(a)->chunks;
+    r.threads = a.solver_warps * 32;
+    return r;
+}
+
+/* Tokens of the movable experts of every component, for first_limits. */
+template <typename K> DEVICE int64_t *movable_tokens(const step &a, const rows<K> *r) {
+    int64_t *movable = shared_array(a, key, int64_t); /* free until the first search */
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    ROLLED
+    for (int32_t c = thread_index(); c < r->components; c += r->threads) {
+        movable[c] = 0;
+        r->status[c] = COMPONENT_SWEEPS;
+    }
+    rows_barrier(r);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += r->threads)
+        if (expert[e].hosts > 1)
+            atomic_add(&movable[r->component_of[expert[e].rank]], r->tokens[e]);
+    rows_barrier(r);
+    return movable;
+}
+
+template <typename K> DEVICE_CALL void solve_components_as_rows(const step &a) {
+    rows<K> r = rows_of<K>(a);
+    effort spent = {0, 0, 0};
+    limit bound = {0, 1};
+    first_limits(&r, movable_tokens(a, &r));
+    rows_barrier(&r);
+    pour_and_sweep(&r, &spent);
+    ROLLED
+    for (int32_t c = 0; c < r.components; c++) {
+        limit t = meet_limit_rows(&r, c, r.limits[c], &spent);
+        if (limit_less<K>(bound, t)) bound = t;
+    }
+    add_effort(a, spent);
+    if (thread_index() != 0) return;
+    state_of(a)->bound_numerator = bound.numerator;
+    state_of(a)->bound_denominator = bound.denominator;
+}
+
+/* ---- one plan ---- */
+
+/* For is_tolerable, when settle_totals had no reason to. */
+DEVICE_CALL void add_up_total(const step &a) {
+    int64_t *total = &state_of(a)->total;
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        atomic_add(total, shared_array(a, tokens, int64_t)[e]);
+    ROLLED
+    for (int32_t r = thread_index(); a.fixed && r < a.ranks; r += block_threads())
+        atomic_add(total, a.fixed[r]);
+    block_barrier();
+}
+
+/* All threads: everything before the exact planner. False: nothing is left to it. */
+DEVICE bool prepare_plan(const step &a) {
+    block_state *state = state_of(a);
+    bool settled = block_any(take_totals(a));
+    if (settled) settle_totals(a);
+    if (a.reuse && is_cached(a)) {
+        if (state->narrow) reuse_shares<int32_t>(a);
+        else reuse_shares<int64_t>(a);
+        state->outcome = LPLB_OUTCOME_FEASIBLE;
+        state->reused = 1;
+        return false;
+    }
+    if (!state->failed && a.solver == LPLB_SOLVER_EXACT && !a.tolerance) return true;
+    if (a.tolerance && !settled) add_up_total(a);
+    return !(state->narrow ? settle_for_even<int32_t>(a) : settle_for_even<int64_t>(a));
+}
+
+/* The first solver_warps warps. */
+DEVICE void make_plan(const step &a) {
+    if (header_of(a)->speeds) solve_components_as_rows<speed_loads>(a);
+    else if (!state_of(a)->narrow) solve_components_as_rows<wide_loads>(a);
+    else if (header_of(a)->engine == LPLB__CUDA_ROWS) solve_components_as_rows<narrow_loads>(a);
+    else solve_components_as_pairs(a);
+}
+
+#endif

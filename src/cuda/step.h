@@ -1,0 +1,94 @@
+/* The arguments of the kernels, and how they divide a block's shared memory. */
+#ifndef LPLB_CUDA_STEP_H
+#define LPLB_CUDA_STEP_H
+
+#include <lplb/cuda.h>
+
+#include "cuda/tables.h"
+
+enum {
+    LPLB__CUDA_STAGE_COUNT = 1, /* ids -> counts of this source */
+    LPLB__CUDA_STAGE_SOLVE = 2, /* counts -> split */
+    LPLB__CUDA_STAGE_MAP = 4,   /* ids, split -> slots */
+    LPLB__CUDA_STAGE_SEGMENTS = 8, /* with MAP: the segments come prepared from memory */
+    LPLB__CUDA_STAGE_SHARES = 16   /* with MAP: this source's own tokens by given shares */
+};
+
+/* Of the block's state (block.cuh). */
+enum { LPLB__CUDA_STATE_BYTES = 192 };
+
+/* Ids of a thread in a tile. */
+enum { LPLB__CUDA_KEPT_IDS = 10 };
+
+/* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
+typedef struct lplb__cuda_shared {
+    uint32_t state;
+    uint32_t tokens; /* int64 [E] of all sources */
+    uint32_t before; /* int64 [E] of the sources before this one */
+    uint32_t own;    /* uint32 [E] counted by this block */
+    uint32_t base;   /* uint32 [E] counted by the blocks before it */
+    uint32_t way;    /* [E] where an expert's tokens go */
+    uint32_t end;    /* int32 [P] ends of the segments */
+    uint32_t slot;   /* uint16 [P] their slots, when prepared */
+    uint32_t rows;   /* uint32 [cluster][E] counts of the cluster's blocks */
+    uint32_t seen;   /* uint32 [warps][E+1] lanes with an id */
+    uint32_t number; /* uint16 [warps][E+2] ids so far; then of the warps before */
+    uint32_t kept;   /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
+    uint32_t load;   /* [G] by position */
+    uint32_t x;      /* [P] tokens of each host */
+    uint32_t saved_load, saved_x, capacity;
+    uint32_t first_host; /* uint16 [E] */
+    uint32_t mine;       /* int32 [E] counted by all blocks of this source */
+    uint32_t limits;     /* [components] */
+    uint32_t result;
+    uint32_t level; /* [2G+64] loads without the expert that is poured, in wide groups */
+    uint32_t key;   /* uint64 [G] best way to reach a rank */
+    uint32_t depth; /* uint16 [G] */
+    uint32_t owner; /* int32 [G] */
+    uint32_t status; /* uint32 [G] of each component */
+    uint32_t bytes;
+} lplb__cuda_shared;
+
+/* What one planner keeps in device memory between steps, behind lplb_cuda_report. */
+typedef struct lplb__cuda_memory {
+    lplb_cuda_report report;
+    uint64_t epoch;  /* steps that exchanged counts between clusters */
+    int32_t current; /* which of the two cached plans is valid */
+    int32_t cached;  /* 0 = none is */
+} lplb__cuda_memory;
+
+typedef struct lplb__cuda_step {
+    /* fixed when the planner is made */
+    const unsigned char *block; /* the tables */
+    lplb__cuda_tables tables;
+    lplb__cuda_shared shared;
+    lplb__cuda_memory *memory;
+    uint64_t *words;      /* [clusters][E] counts that carry their epoch */
+    int64_t *cached;      /* [2][E+P] counts and split of the cached plan */
+    int32_t experts, ranks, slots;
+    int32_t solver_warps; /* the first ones of a block; the others look after ids */
+    int32_t clusters;
+    int32_t solver;
+    int64_t tolerance; /* fixed point, 0 = none */
+    int64_t reuse;     /* fixed point, 0 = no cache */
+    uint64_t timeout_ns;
+    /* of one step */
+    int32_t stages;
+    int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
+    int32_t source, sources;
+    const void *ids;
+    void *out;
+    int64_t n;
+    const int64_t *n_device; /* tokens of topk ids, or NULL */
+    int32_t topk;
+    const int64_t *source_counts; /* [S][E]; NULL: this source's own counts are all there is */
+    const int64_t *fixed;         /* [G] or NULL */
+    const int64_t *split_in;      /* [hosts] to map without solving */
+    const float *share_in;        /* [hosts] */
+    const int32_t *segment_end;   /* [P] prepared */
+    const int32_t *segment_slot;  /* [P] */
+    int64_t *counts, *split, *loads; /* outputs or NULL */
+    float *share;
+} lplb__cuda_step;
+
+#endif

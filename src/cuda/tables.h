@@ -1,0 +1,90 @@
+/* What the kernels know of a placement: one block of device memory, filled by the host when a
+ * planner is made or its placement changes. Its sections lie at offsets that depend on the largest
+ * shape only, so a captured graph keeps working when the placement is replaced. */
+#ifndef LPLB_CUDA_TABLES_H
+#define LPLB_CUDA_TABLES_H
+
+#include <stdint.h>
+
+/* Indices are 16 bits wide in the tables, and an id shares 32 bits with its number in a block. */
+enum {
+    LPLB__CUDA_MAX_EXPERTS = 16384,
+    LPLB__CUDA_MAX_SLOTS = 32768,
+    LPLB__CUDA_MAX_RANKS = 4095,
+    LPLB__CUDA_PAIR_COLOURS = 8, /* of a component whose loads fit a warp's registers */
+    LPLB__CUDA_LANES = 32,
+    LPLB__CUDA_NO_HOST = 65535
+};
+
+/* A host is an (expert, rank) pair, numbered as in lplb_hosts. A rank's position is its number by
+ * component, then by rank. */
+typedef struct lplb__cuda_expert {
+    uint16_t first_host, hosts, first_segment, segments;
+    uint16_t slot[2]; /* of the first two segments */
+    uint16_t rank;    /* position of the first host */
+    uint16_t unused;
+} lplb__cuda_expert;
+
+typedef struct lplb__cuda_host {
+    uint16_t rank, expert, slots, first_segment;
+} lplb__cuda_host;
+
+/* Consecutive tokens of an expert that go to one slot. */
+typedef struct lplb__cuda_segment {
+    uint16_t slot, expert, host;
+    uint16_t nth; /* of the host's slots of this expert */
+} lplb__cuda_segment;
+
+/* Ranks [first_rank, first_rank + ranks) of which some share movable experts. */
+typedef struct lplb__cuda_component {
+    uint16_t first_rank, ranks, colours, unused;
+} lplb__cuda_component;
+
+/* Pairs: what lane r of a component's warp does in a colour. 0 = nothing. */
+#define LPLB__CUDA_EDGE(expert, partner, lower)                                                    \
+    ((uint32_t)(expert) | (uint32_t)(partner) << 16 | (uint32_t)(lower) << 21 | 1u << 22)
+#define LPLB__CUDA_EDGE_EXPERT(edge)  ((edge)&0xffff)
+#define LPLB__CUDA_EDGE_PARTNER(edge) ((edge) >> 16 & 31)
+#define LPLB__CUDA_EDGE_LOWER(edge)   ((edge) >> 21 & 1)
+#define LPLB__CUDA_EDGE_USED(edge)    ((edge) >> 22 & 1)
+
+/* Rows: one lane for each host of the movable experts, experts of a row share no rank. The lanes of
+ * an expert lie in an aligned group of 2, 4, 8, 16 or 32, hosts by ascending rank; larger experts
+ * have several chunks of 32 ("wide"). Lanes without a host have host NO_HOST. */
+typedef struct lplb__cuda_lane {
+    uint16_t host, rank, expert;
+    uint16_t group; /* component << 4 | log2(lanes of the group), 6 = wide */
+} lplb__cuda_lane;
+enum { LPLB__CUDA_WIDE = 6 };
+
+enum { LPLB__CUDA_PAIRS = 1, LPLB__CUDA_ROWS = 2 };
+
+typedef struct lplb__cuda_header {
+    int32_t experts, ranks, hosts, segments;
+    int32_t engine;     /* PAIRS or ROWS; ROWS tables are always there */
+    int32_t speeds;     /* nonzero: ranks differ in speed */
+    int32_t components; /* with movable experts */
+    int32_t rows, chunks;
+    int32_t widest_row; /* chunks */
+    int64_t total_speed;
+} lplb__cuda_header;
+
+/* Offsets in bytes of the sections, for the largest shape. */
+typedef struct lplb__cuda_tables {
+    uint32_t expert;    /* [E] */
+    uint32_t host;      /* [P] */
+    uint32_t segment;   /* [P] */
+    uint32_t rank_id;   /* uint16 [G]: rank at each position */
+    uint32_t position;  /* uint16 [G] */
+    uint32_t component; /* [G/2] */
+    uint32_t component_of; /* uint16 [G] by position; LPLB__CUDA_NO_HOST = none */
+    uint32_t speed;     /* int64 [G] by position */
+    uint32_t edge;      /* uint32 [G/2][PAIR_COLOURS][LANES] */
+    uint32_t row;       /* uint32 [rows+1] first chunk */
+    uint32_t chunk;     /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
+                           0 = further ones */
+    uint32_t lane;      /* [chunks][LANES] */
+    uint32_t bytes;
+} lplb__cuda_tables;
+
+#endif

@@ -1,0 +1,182 @@
+#include "emulator/cuda_runtime_api.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "cuda/step.h"
+#include "emulator/simt.h"
+
+/* Small, so that a few thousand ids already need several clusters. */
+enum { SMS = 12, SHARED_BYTES = 227 << 10 };
+
+struct captured_work {
+    std::vector<std::function<void()>> work;
+    bool active;
+};
+
+struct emulated_graph {
+    std::shared_ptr<captured_work> captured;
+};
+struct emulated_stream {
+    std::shared_ptr<captured_work> capture; /* NULL or not active: none */
+    bool origin;
+};
+struct emulated_event {
+    std::shared_ptr<captured_work> capture;
+};
+
+static bool is_captured(cudaStream_t stream) {
+    return stream && stream->capture && stream->capture->active;
+}
+
+static cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
+    if (is_captured(stream)) stream->capture->work.push_back(work);
+    else work();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
+    static const int values[] = {SMS, SHARED_BYTES, 1};
+    *value = values[attribute];
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *, int, size_t) {
+    *blocks = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *,
+                                           const cudaLaunchConfig_t *config) {
+    *clusters = SMS / (int)config->gridDim.x;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **pointer, size_t bytes) {
+    *pointer = malloc(bytes ? bytes : 1);
+    if (*pointer) memset(*pointer, 0x5a, bytes);
+    return *pointer ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaMallocHost(void **pointer, size_t bytes) { return cudaMalloc(pointer, bytes); }
+cudaError_t cudaFree(void *pointer) {
+    free(pointer);
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void *pointer) { return cudaFree(pointer); }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind,
+                            cudaStream_t stream) {
+    return submit(stream, [=] { memmove(to, from, bytes); });
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, bytes, kind, NULL);
+}
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
+    return submit(stream, [=] { memset(to, value, bytes); });
+}
+cudaError_t cudaMemset(void *to, int value, size_t bytes) {
+    return cudaMemsetAsync(to, value, bytes, NULL);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    *stream = new emulated_stream();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete stream;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return is_captured(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
+    *status = is_captured(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode) {
+    stream->capture = std::make_shared<captured_work>();
+    stream->capture->active = true;
+    stream->origin = true;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    if (!stream->origin) return cudaErrorInvalidValue;
+    stream->capture->active = false;
+    *graph = new emulated_graph{stream->capture};
+    stream->capture = NULL;
+    stream->origin = false;
+    return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
+    static enum cudaStreamCaptureMode present = cudaStreamCaptureModeGlobal;
+    enum cudaStreamCaptureMode before = present;
+    present = *mode;
+    *mode = before;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new emulated_graph(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (auto &work : exec->captured->work) work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    *event = new emulated_event();
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    event->capture = stream ? stream->capture : NULL;
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (event->capture && stream) stream->capture = event->capture; /* it joins */
+    return cudaSuccess;
+}
+
+static void (*running)(const lplb__cuda_step);
+static void call(const void *arguments) { running(*(const lplb__cuda_step *)arguments); }
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *kernel,
+                                void **arguments) {
+    lplb__cuda_step step;
+    int cluster = 1, blocks = (int)config->gridDim.x, threads = (int)config->blockDim.x;
+    size_t shared_bytes = config->dynamicSmemBytes;
+    memcpy(&step, arguments[0], sizeof step);
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+            cluster = (int)config->attrs[i].val.clusterDim.x;
+    return submit(config->stream, [=] {
+        running = (void (*)(const lplb__cuda_step))kernel;
+        emulated_launch(call, &step, blocks, cluster, threads, shared_bytes);
+    });
+}
+
+const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : "an error of the emulator's user";
+}
+cudaError_t cudaGetLastError(void) { return cudaSuccess; }
