@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "cuda/step.h"
 #include "floors.h"
 #include "tests/cuda/gpu.h"
 
@@ -67,6 +68,29 @@ static double time_graph(body *work, void *context) {
     CUDA(cudaGraphDestroy(graph));
     return percentile(us, REPLAYS, 0.5);
 }
+
+/* ---- where the time goes: only in a build with LPLB_CUDA_STAMPS ---- */
+
+#ifdef LPLB_CUDA_STAMPS
+static void print_stamps(const lplb_cuda_planner *planner, const char *name) {
+    static const char *const stages[] = {"begin", "count", "share", "totals",
+                                         "plan|number", "wait", "ways", "map|results"};
+    lplb__cuda_memory memory;
+    gpu_fetch(&memory, lplb_cuda_report_address(planner), 1, sizeof memory);
+    for (int role = 0; role < 2; role++) {
+        printf("  %s, cycles of %s:", name, role ? "the first id warp" : "the first planning warp");
+        int64_t last = memory.stamp[role][0];
+        for (int i = 1; i <= 8; i++) {
+            if (memory.stamp[role][i] < last) continue; /* not passed in this step */
+            printf(" %s %lld", stages[i - 1], (long long)(memory.stamp[role][i] - last));
+            last = memory.stamp[role][i];
+        }
+        printf("\n");
+    }
+}
+#else
+#define print_stamps(planner, name) ((void)0)
+#endif
 
 /* ---- floors ---- */
 
@@ -184,6 +208,7 @@ static void bench_solve(const char *name, lplb_solver solver, double target) {
         snprintf(more, sizeof more, "%g iterations, largest gap %.2g",
                  percentile(sweeps, BATCHES, 0.5), gap);
     print_row(label, p50, p90, target, more);
+    print_stamps(s.planner, name);
     gpu_free(tokens);
     gpu_free(s.problem.split);
     lplb_cuda_planner_destroy(s.planner);
@@ -252,6 +277,7 @@ static void bench_step(const char *name, int64_t tokens, int32_t topk, int32_t e
     snprintf(more, sizeof more, "%.1f M tokens/s, %lld bytes", (double)tokens / p50,
              (long long)lplb_cuda_planner_bytes(s.planner));
     print_row(name, p50, percentile(us, STEP_BATCHES, 0.9), target, more);
+    print_stamps(s.planner, name);
     gpu_free((void *)s.ids.ids);
     gpu_free(s.ids.out);
     lplb_cuda_planner_destroy(s.planner);

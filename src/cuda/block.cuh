@@ -9,7 +9,10 @@ typedef lplb__cuda_step step;
 
 /* shared_array(a, tokens, int64_t) */
 #define shared_array(a, name, type) ((type *)(shared_memory() + (a).shared.name))
-#define table(a, name, type)        ((const type *)((a).block + (a).tables.name))
+/* A section of the tables: the hot ones from the block's copy, the others from where they are. */
+#define table(a, name, type)                                                                       \
+    ((const type *)(shared_memory() + (a).shared.tables + (a).tables.name))
+#define cold_table(a, name, type) ((const type *)((a).block + (a).tables.name))
 
 /* Where the tokens of an expert go. */
 typedef struct expert_way {
@@ -38,7 +41,19 @@ static_assert(sizeof(block_state) <= LPLB__CUDA_STATE_BYTES, "make room for it i
 DEVICE block_state *state_of(const step &a) { return shared_array(a, state, block_state); }
 
 DEVICE const lplb__cuda_header *header_of(const step &a) {
-    return (const lplb__cuda_header *)a.block;
+    return (const lplb__cuda_header *)(shared_memory() + a.shared.tables);
+}
+
+/* Where the time of a step goes (bench/cuda): a point that block 0's warps pass. */
+DEVICE void stamp(const step &a, int point) {
+#ifdef LPLB_CUDA_STAMPS
+    int role = warp_index() == 0 ? 0 : warp_index() == a.solver_warps ? 1 : -1;
+    if (block_index() == 0 && role >= 0 && lane_index() == 0)
+        a.memory->stamp[role][point] = cycles();
+#else
+    (void)a;
+    (void)point;
+#endif
 }
 
 /* Keeps the gravest error: the highest code, then the lowest detail. */
@@ -52,10 +67,17 @@ DEVICE int64_t host_tokens(const step &a, const block_state *state, int32_t host
     return state->narrow ? shared_array(a, x, int32_t)[host] : shared_array(a, x, int64_t)[host];
 }
 
-DEVICE void clear_shared(const step &a, uint32_t from, int64_t bytes) {
-    uint32_t *word = (uint32_t *)(shared_memory() + from);
+/* 16 bytes, moved by one instruction; every array in shared memory and every section starts on such
+ * a border and has room up to the next. */
+typedef struct alignas(16) quad {
+    uint32_t word[4];
+} quad;
+
+DEVICE void clear_shared(uint32_t from, int32_t bytes) {
+    const quad zero = {{0, 0, 0, 0}};
+    quad *to = (quad *)(shared_memory() + from);
     ROLLED
-    for (int64_t i = thread_index(); i < (bytes + 3) / 4; i += block_threads()) word[i] = 0;
+    for (int32_t i = thread_index(); i < (bytes + 15) / 16; i += block_threads()) to[i] = zero;
 }
 
 #endif

@@ -29,12 +29,12 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     uint32_t bytes = 0;
     take(&bytes, 1, sizeof(lplb__cuda_header));
     t->expert = take(&bytes, experts, sizeof(lplb__cuda_expert));
+    t->rank_id = take(&bytes, ranks, sizeof(uint16_t));
+    t->component_of = take(&bytes, ranks, sizeof(uint16_t));
+    t->component = take(&bytes, components, sizeof(lplb__cuda_component));
     t->host = take(&bytes, slots, sizeof(lplb__cuda_host));
     t->segment = take(&bytes, slots, sizeof(lplb__cuda_segment));
-    t->rank_id = take(&bytes, ranks, sizeof(uint16_t));
-    t->position = take(&bytes, ranks, sizeof(uint16_t));
-    t->component = take(&bytes, components, sizeof(lplb__cuda_component));
-    t->component_of = take(&bytes, ranks, sizeof(uint16_t));
+    t->hot_bytes = bytes;
     t->speed = take(&bytes, ranks, sizeof(int64_t));
     t->edge = take(&bytes, components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
                    sizeof(uint32_t));
@@ -119,14 +119,13 @@ static void list_experts(builder *b) {
 
 static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64_t *speed) {
     int32_t G = b->placement->ranks;
-    uint16_t *rank_id = SECTION(b, rank_id, uint16_t), *position = SECTION(b, position, uint16_t);
+    uint16_t *rank_id = SECTION(b, rank_id, uint16_t);
     uint16_t *component_of = SECTION(b, component_of, uint16_t);
     int64_t *speed_at = SECTION(b, speed, int64_t);
     lplb__cuda_component *component = SECTION(b, component, lplb__cuda_component);
     for (int32_t q = 0; q < G; q++) {
         int32_t r = layout->rank_id[q];
         rank_id[q] = (uint16_t)r;
-        position[r] = (uint16_t)q;
         speed_at[q] = speed ? speed[r] : 1;
         b->header->total_speed += speed_at[q];
         b->header->speeds |= speed_at[q] != speed_at[0];
@@ -145,7 +144,7 @@ static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64
     }
     lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
     lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
-    for (int32_t h = 0; h < b->header->hosts; h++) host[h].rank = position[b->rank[h]];
+    for (int32_t h = 0; h < b->header->hosts; h++) host[h].rank = (uint16_t)layout->position[b->rank[h]];
     for (int32_t e = 0; e < b->placement->experts; e++)
         expert[e].rank = host[expert[e].first_host].rank;
 }

@@ -13,37 +13,37 @@ enum { KEPT = LPLB__CUDA_KEPT_IDS, NO_EXPERT = 65535, IDS_BARRIER = 2 };
 
 /* The part of the ids that a block owns, and this thread's place in it. */
 typedef struct id_range {
-    int64_t begin, end; /* of the block */
-    int64_t tile;       /* ids of a tile */
+    int32_t begin, end; /* of the block */
+    int32_t tile;       /* ids of a tile */
     int32_t rounds;     /* of 32 ids a warp in a tile */
     int32_t warp;       /* among those that look after ids; < 0: none of them */
     int32_t threads;    /* that look after ids */
 } id_range;
 
-DEVICE int64_t ids_of_step(const step &a) {
-    if (!a.n_device) return a.n;
+DEVICE int32_t ids_of_step(const step &a) {
     int64_t tokens = *a.n_device;
-    return tokens <= 0 ? 0 : tokens < a.n / a.topk ? tokens * a.topk : a.n;
+    return (int32_t)(tokens <= 0 ? 0 : tokens < a.n / a.topk ? tokens * a.topk : a.n);
 }
 
-DEVICE id_range range_of_block(const step &a, int64_t n, int32_t blocks) {
+DEVICE id_range range_of_block(const step &a, int32_t blocks) {
     id_range range;
-    int32_t warps = block_threads() / 32 - a.solver_warps;
-    int64_t stripe = warps * 32;
-    int64_t share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
-    int64_t begin = share * block_index();
-    range.begin = smaller(begin, n);
-    range.end = smaller(begin + share, n);
-    int64_t rounds = (share + stripe - 1) / stripe;
-    range.rounds = (int32_t)smaller(rounds, (int64_t)KEPT);
-    range.tile = range.rounds * stripe;
+    int32_t n = (int32_t)a.n, share = a.block_share;
     range.warp = warp_index() - a.solver_warps;
-    range.threads = warps * 32;
+    range.threads = block_threads() - a.solver_warps * 32;
+    range.rounds = a.rounds;
+    if (a.n_device) {
+        n = ids_of_step(a);
+        share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
+        range.rounds = smaller((share + range.threads - 1) / range.threads, (int32_t)KEPT);
+    }
+    range.begin = smaller(share * block_index(), n);
+    range.end = smaller(range.begin + share, n);
+    range.tile = range.rounds * range.threads;
     return range;
 }
 
-DEVICE int64_t first_id(const id_range &range, int64_t tile_begin) {
-    return tile_begin + (int64_t)range.warp * range.rounds * 32 + lane_index();
+DEVICE int32_t first_id(const id_range &range, int32_t tile_begin) {
+    return tile_begin + range.warp * range.rounds * 32 + lane_index();
 }
 
 /* This thread's ids of the present tile, `range.threads` apart: the expert in the lower half, in the
@@ -57,50 +57,56 @@ DEVICE_CALL void report_id(const step &a, int64_t position) {
     report_error(a, LPLB_RANGE, position);
 }
 
-/* Reads a tile and, if count, counts it. All loads are under way before the first is needed. */
-template <typename T>
-DEVICE void read_ids(const step &a, const id_range &range, int64_t tile_begin, bool count) {
-    const T *ids = (const T *)a.ids;
-    uint32_t *own = shared_array(a, own, uint32_t), *kept = kept_ids(a, range);
-    int64_t at = first_id(range, tile_begin);
-    T id[KEPT];
+/* Sends for a tile: all loads are under way before the first is needed. */
+DEVICE void fetch_tile(const step &a, const id_range &range, int32_t tile_begin, uint64_t *raw) {
+    int32_t at = first_id(range, tile_begin);
 #pragma unroll
     for (int r = 0; r < KEPT; r++) {
-        bool ours = r < range.rounds && at + r * 32 < range.end;
-        id[r] = ours ? ids[at + r * 32] : (T)-1;
+        bool ours = range.warp >= 0 && r < range.rounds && at + r * 32 < range.end;
+        raw[r] = UINT64_MAX;
+        if (ours && a.ids_bytes == 8) raw[r] = ((const uint64_t *)a.ids)[at + r * 32];
+        if (ours && a.ids_bytes == 4) raw[r] = ((const uint32_t *)a.ids)[at + r * 32];
     }
+}
+
+/* Keeps what was fetched and, if count, counts it. */
+DEVICE void keep_tile(const step &a, const id_range &range, int32_t tile_begin,
+                      const uint64_t *raw, bool count) {
+    uint32_t *own = shared_array(a, own, uint32_t), *kept = kept_ids(a, range);
+    uint64_t none = a.ids_bytes == 8 ? UINT64_MAX : UINT32_MAX;
 #pragma unroll
     for (int r = 0; r < KEPT; r++) {
         if (r >= range.rounds) break;
-        bool is_expert = (uint64_t)(int64_t)id[r] < (uint64_t)a.experts;
-        kept[r * range.threads] = is_expert ? (uint32_t)id[r] : NO_EXPERT;
+        bool is_expert = raw[r] < (uint64_t)a.experts;
+        kept[r * range.threads] = is_expert ? (uint32_t)raw[r] : (uint32_t)NO_EXPERT;
         if (!count) continue;
-        if (is_expert) atomic_add(&own[(uint32_t)id[r]], 1u);
-        else if (id[r] != -1) report_id(a, at + r * 32);
+        if (is_expert) atomic_add(&own[(uint32_t)raw[r]], 1u);
+        else if (raw[r] != none && raw[r] != UINT64_MAX)
+            report_id(a, first_id(range, tile_begin) + r * 32);
     }
 }
 
-DEVICE void read_tile(const step &a, const id_range &range, int64_t tile_begin, bool count) {
-    if (a.ids_bytes == 8) read_ids<int64_t>(a, range, tile_begin, count);
-    else read_ids<int32_t>(a, range, tile_begin, count);
-}
-
-/* Counts all ids of the block; the first tile comes last and is kept. */
-DEVICE void count_block(const step &a, const id_range &range) {
+/* Counts all ids of the block; the first tile, already fetched, is kept. */
+DEVICE void count_block(const step &a, const id_range &range, const uint64_t *fetched) {
     if (range.warp < 0) return;
-    int64_t later = range.tile ? (range.end - range.begin - 1) / range.tile : 0;
+    uint64_t raw[KEPT];
+    int32_t later = range.tile ? (range.end - range.begin - 1) / range.tile : 0;
     ROLLED
-    for (; later >= 0; later--) read_tile(a, range, range.begin + later * range.tile, true);
+    for (; later > 0; later--) {
+        fetch_tile(a, range, range.begin + later * range.tile, raw);
+        keep_tile(a, range, range.begin + later * range.tile, raw, true);
+    }
+    keep_tile(a, range, range.begin, fetched, true);
 }
 
 DEVICE int32_t number_stride(const step &a) { return (a.experts + 2) & ~1; }
 
+/* By the warps that look after ids. */
 DEVICE void clear_numbers(const step &a, const id_range &range) {
     uint32_t *number = shared_array(a, number, uint32_t);
     int32_t words = range.threads / 32 * number_stride(a) / 2;
     ROLLED
-    for (int32_t i = thread_index() - a.solver_warps * 32; i < words; i += range.threads)
-        if (i >= 0) number[i] = 0;
+    for (int32_t i = range.warp * 32 + lane_index(); i < words; i += range.threads) number[i] = 0;
 }
 
 /* Numbers each kept id among the warp's ids of its expert: lanes with the same expert find each
@@ -133,7 +139,7 @@ DEVICE void add_up_warps(const step &a, const id_range &range) {
     uint32_t *number = shared_array(a, number, uint32_t), *own = shared_array(a, own, uint32_t);
     int32_t words = number_stride(a) / 2, warps = range.threads / 32;
     ROLLED
-    for (int32_t i = thread_index() - a.solver_warps * 32; i < words; i += range.threads) {
+    for (int32_t i = range.warp * 32 + lane_index(); i < words; i += range.threads) {
         uint32_t before = 0;
         ROLLED
         for (int32_t w = 0; w < warps; w++) {
@@ -177,10 +183,10 @@ DEVICE int32_t slot_of(const step &a, uint32_t expert, int32_t number) {
 }
 
 /* Maps a numbered tile. */
-DEVICE void map_tile(const step &a, const id_range &range, int64_t tile_begin) {
+DEVICE void map_tile(const step &a, const id_range &range, int32_t tile_begin) {
     const uint16_t *number = shared_array(a, number, uint16_t) + range.warp * number_stride(a);
     const uint32_t *base = shared_array(a, base, uint32_t), *kept = kept_ids(a, range);
-    int64_t at = first_id(range, tile_begin);
+    int32_t at = first_id(range, tile_begin);
 #pragma unroll 5
     for (int r = 0; r < range.rounds; r++) {
         if (at + r * 32 >= range.end) break;
@@ -197,16 +203,18 @@ DEVICE void map_tile(const step &a, const id_range &range, int64_t tile_begin) {
 DEVICE void map_block(const step &a, const id_range &range) {
     if (range.warp < 0) return;
     uint32_t *own = shared_array(a, own, uint32_t), *base = shared_array(a, base, uint32_t);
+    uint64_t raw[KEPT];
     map_tile(a, range, range.begin);
     ROLLED
-    for (int64_t tile = range.begin + range.tile; tile < range.end; tile += range.tile) {
+    for (int32_t tile = range.begin + range.tile; tile < range.end; tile += range.tile) {
         part_barrier(IDS_BARRIER, range.threads);
         ROLLED
-        for (int32_t e = thread_index() - a.solver_warps * 32; e < a.experts; e += range.threads)
+        for (int32_t e = range.warp * 32 + lane_index(); e < a.experts; e += range.threads)
             base[e] += own[e];
         clear_numbers(a, range);
         part_barrier(IDS_BARRIER, range.threads);
-        read_tile(a, range, tile, false);
+        fetch_tile(a, range, tile, raw);
+        keep_tile(a, range, tile, raw, false);
         number_tile(a, range);
         map_tile(a, range, tile);
     }

@@ -56,29 +56,34 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
 
 static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
     bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
+    int32_t stripe = p->threads - step->solver_warps * 32, n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
-        lplb__cuda_choose_shape(&p->room, counts ? step->n : 0, p->block_ids);
+        lplb__cuda_choose_shape(&p->room, n, (int64_t)stripe * LPLB__CUDA_KEPT_IDS);
+    int32_t blocks = shape.cluster * shape.clusters;
+    step->block_share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
+    step->rounds = (step->block_share + stripe - 1) / stripe;
+    if (step->rounds > LPLB__CUDA_KEPT_IDS) step->rounds = LPLB__CUDA_KEPT_IDS;
     step->clusters = shape.clusters;
     step->sources = p->sources;
     cudaLaunchAttribute attribute[2];
-    unsigned n = 0;
+    unsigned attributes = 0;
     if (shape.cluster > 1) {
-        attribute[n].id = cudaLaunchAttributeClusterDimension;
-        attribute[n].val.clusterDim.x = (unsigned)shape.cluster;
-        attribute[n].val.clusterDim.y = attribute[n].val.clusterDim.z = 1;
-        n++;
+        attribute[0].id = cudaLaunchAttributeClusterDimension;
+        attribute[0].val.clusterDim.x = (unsigned)shape.cluster;
+        attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+        attributes++;
     }
     if (shape.clusters > 1) { /* all blocks at once, or none: they wait for each other */
-        attribute[n].id = cudaLaunchAttributeCooperative;
-        attribute[n++].val.cooperative = 1;
+        attribute[attributes].id = cudaLaunchAttributeCooperative;
+        attribute[attributes++].val.cooperative = 1;
     }
     cudaLaunchConfig_t launch = {
-        .gridDim = {(unsigned)(shape.cluster * shape.clusters), 1, 1},
+        .gridDim = {(unsigned)blocks, 1, 1},
         .blockDim = {(unsigned)p->threads, 1, 1},
         .dynamicSmemBytes = step->shared.bytes,
         .stream = stream,
         .attrs = attribute,
-        .numAttrs = n};
+        .numAttrs = attributes};
     void *arguments[] = {step};
     LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)lplb__cuda_step_kernel, arguments));
     return LPLB_OK;

@@ -200,11 +200,11 @@ DEVICE int32_t load_edges(pairs *p, const uint32_t *edge, int32_t colours, const
     return sum;
 }
 
-/* One component. load holds what cannot move; in the end it holds all. x: tokens of the hosts, of
- * which first_host [E] are the lower ones. Returns the optimal limit. */
+/* One component. load holds what cannot move; in the end it holds all. x: tokens of the hosts.
+ * Returns the optimal limit. */
 DEVICE int32_t solve_pairs(const lplb__cuda_component component, const uint32_t *edge,
                            const int64_t *tokens, int32_t *load, int32_t *x,
-                           const uint16_t *first_host, effort *spent) {
+                           const lplb__cuda_expert *expert, effort *spent) {
     pairs p;
     int32_t lane = lane_index(), ranks = component.ranks;
     uint32_t all = ranks == 32 ? 0xffffffffu : (1u << ranks) - 1;
@@ -226,8 +226,8 @@ DEVICE int32_t solve_pairs(const lplb__cuda_component component, const uint32_t 
 #pragma unroll
     for (int c = 0; c < COLOURS; c++)
         if (p.used >> c & 1) {
-            uint32_t e = edge[c * LPLB__CUDA_LANES + lane]; /* in the cache by now */
-            x[first_host[LPLB__CUDA_EDGE_EXPERT(e)] + !(p.lower >> c & 1)] = p.x[c];
+            uint32_t e = LPLB__CUDA_EDGE_EXPERT(edge[c * LPLB__CUDA_LANES + lane]);
+            x[expert[e].first_host + !(p.lower >> c & 1)] = p.x[c];
         }
     return limit;
 }

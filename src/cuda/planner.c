@@ -13,6 +13,7 @@ static const uint64_t PLANNER_MAGIC = 0x6c706c6263756461u; /* "lplbcuda" */
 enum { TOLERANCE_BITS = 16 };
 static const uint64_t TIMEOUT_NS = UINT64_C(10000000000);
 /* A block of this many threads has a multiprocessor to itself. */
+enum { MOST_IDS = 1 << 30 }; /* positions and counts of one source take 32 bits */
 enum { MOST_THREADS = 1024, LEAST_THREADS = 256, THREADS_STEP = 256 };
 
 /* ---- the device ---- */
@@ -61,9 +62,9 @@ static lplb_status check_config(const lplb_cuda_config *c) {
     if (!(c->reuse >= 0 && c->reuse <= 2))
         return LPLB_FAIL(LPLB_RANGE, "reuse %g is outside [0, 2]", c->reuse);
     if (c->sources < 0) return LPLB_FAIL(LPLB_RANGE, "%d sources", c->sources);
-    if (c->max_ids < 0 || c->max_ids > INT32_MAX)
+    if (c->max_ids < 0 || c->max_ids > MOST_IDS)
         return LPLB_FAIL(LPLB_RANGE, "max_ids %lld is outside [0, %d]", (long long)c->max_ids,
-                         INT32_MAX);
+                         MOST_IDS);
     if (c->n_sms < 0) return LPLB_FAIL(LPLB_RANGE, "n_sms %d; 0 for all, or more", c->n_sms);
     return LPLB_OK;
 }
@@ -80,12 +81,22 @@ static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int 
     return LPLB_OK;
 }
 
+/* Warps that plan: one for each component, or for each chunk of the widest row. */
+static int32_t planning_warps(const lplb_cuda_planner *p) {
+    const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
+    int32_t most = p->threads / 32 / 2;
+    int32_t wanted =
+        header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
+    if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
+    return wanted < most ? wanted : most;
+}
+
 /* As many threads as shared memory has room for: what it holds for each warp grows with them. */
 static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int clusters) {
     lplb__cuda_step *s = &p->step;
     for (p->threads = MOST_THREADS; p->threads >= LEAST_THREADS; p->threads -= THREADS_STEP) {
-        lplb__cuda_share_memory(s->experts, s->slots, s->ranks, p->threads,
-                                clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
+        s->solver_warps = planning_warps(p);
+        lplb__cuda_share_memory(s, p->threads, clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
         if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
     }
     return LPLB_FAIL(LPLB_UNSUPPORTED,
@@ -139,7 +150,6 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     int64_t words = take(&p->bytes, most * E, sizeof(uint64_t));
     int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
     LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
-    LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
     s->block = p->memory + block;
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
     s->words = (uint64_t *)(p->memory + words);
@@ -150,16 +160,6 @@ static lplb_status allocate(lplb_cuda_planner *p) {
         LPLB_CUDA_TRY(cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
     LPLB_CUDA_TRY(cudaMemsetAsync(p->memory, 0, (size_t)p->bytes, p->stream));
     return LPLB_OK;
-}
-
-/* Warps that plan: one for each component, or for each chunk of the widest row. */
-static int32_t planning_warps(const lplb_cuda_planner *p) {
-    const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    int32_t most = p->threads / 32 / 2;
-    int32_t wanted =
-        header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
-    if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
-    return wanted < most ? wanted : most;
 }
 
 static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
@@ -174,18 +174,17 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
     lplb__cuda_step *s = &p->step;
     LPLB_TRY(read_device(c->device, &sms, &shared_bytes, &clusters));
     LPLB_TRY(lplb__cuda_size_tables(s->experts, s->slots, s->ranks, &s->tables));
-    LPLB_TRY(choose_threads(p, shared_bytes, clusters));
-    LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
     if (c->speed) {
         LPLB_TRY(LPLB_CALLOC(p->speed, s->ranks));
         memcpy(p->speed, c->speed, (size_t)s->ranks * sizeof *p->speed);
     }
-    LPLB_TRY(allocate(p));
+    LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
     LPLB_TRY(lplb__cuda_build_tables(&s->tables, c->placement, c->layer, p->speed, p->staging));
+    LPLB_TRY(choose_threads(p, shared_bytes, clusters));
+    LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
+    LPLB_TRY(allocate(p));
     LPLB_TRY(send_tables(p, p->stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(p->stream));
-    s->solver_warps = planning_warps(p);
-    p->block_ids = (int64_t)(p->threads - s->solver_warps * 32) * LPLB__CUDA_KEPT_IDS;
     return LPLB_OK;
 }
 

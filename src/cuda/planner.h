@@ -18,7 +18,6 @@ struct lplb_cuda_planner {
     lplb__cuda_step step; /* what all steps share */
     lplb__cuda_room room;
     int32_t threads;
-    int64_t block_ids; /* of one tile */
     unsigned char *memory; /* device */
     int64_t bytes;
     unsigned char *staging; /* pinned: tables on their way to the device */

@@ -6,18 +6,22 @@ static uint32_t take(uint32_t *bytes, int64_t count, size_t item_bytes) {
     return at;
 }
 
-void lplb__cuda_share_memory(int32_t experts, int32_t slots, int32_t ranks, int32_t threads,
-                             int32_t cluster, lplb__cuda_shared *s) {
-    int64_t E = experts, P = slots, G = ranks, warps = threads / 32, components = G / 2 + 1;
+void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32_t cluster,
+                             lplb__cuda_shared *s) {
+    int64_t E = step->experts, P = step->slots, G = step->ranks, warps = threads / 32;
+    int64_t components = G / 2 + 1, hot_bytes = step->tables.hot_bytes;
+    int64_t solver_warps = step->solver_warps;
     int64_t rows = cluster > 2 ? cluster : 2;
     uint32_t bytes = 0;
     s->state = take(&bytes, 1, LPLB__CUDA_STATE_BYTES);
+    s->tables = take(&bytes, hot_bytes, 1);
+    s->edges = take(&bytes, solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
+                    sizeof(uint32_t));
     s->tokens = take(&bytes, E, sizeof(int64_t));
     s->before = take(&bytes, E, sizeof(int64_t));
     s->own = take(&bytes, E, sizeof(uint32_t));
     s->base = take(&bytes, E, sizeof(uint32_t));
     s->mine = take(&bytes, E, sizeof(int32_t));
-    s->first_host = take(&bytes, E, sizeof(uint16_t));
     s->way = take(&bytes, E, 16);
     s->end = take(&bytes, P, sizeof(int32_t));
     s->slot = take(&bytes, P, sizeof(uint16_t));

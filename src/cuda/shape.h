@@ -7,9 +7,10 @@
 
 enum { LPLB__CUDA_MAX_CLUSTER = 16 };
 
-/* The arrays of a block of `threads` threads in clusters of at most `cluster` blocks. */
-void lplb__cuda_share_memory(int32_t experts, int32_t slots, int32_t ranks, int32_t threads,
-                             int32_t cluster, lplb__cuda_shared *shared);
+/* The arrays of a block of `threads` threads in clusters of at most `cluster` blocks, by the step's
+ * sizes, tables and solver_warps. */
+void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32_t cluster,
+                             lplb__cuda_shared *shared);
 
 /* Blocks of a launch: `clusters` clusters of `cluster` blocks. */
 typedef struct lplb__cuda_shape {

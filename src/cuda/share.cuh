@@ -60,8 +60,9 @@ DEVICE void gather_part(const step &a, int32_t cluster, int32_t begin, int32_t e
     block_barrier();
 }
 
-/* own [E] of all blocks -> mine [E] of the step, base [E] of the blocks before this one. The
- * cluster's arrival that says that all its blocks run was made before. epoch: of this step. */
+/* own [E] of all blocks -> mine [E] of the step, base [E] of the blocks before this one; thread t
+ * writes what of them belongs to experts t, t + threads, ... The cluster's arrival that says that
+ * all its blocks run was made before. epoch: of this step. */
 DEVICE void share_counts(const step &a, uint32_t epoch) {
     int32_t E = a.experts, blocks = cluster_blocks(), me = cluster_rank();
     const uint32_t *own = shared_array(a, own, uint32_t);
@@ -105,7 +106,7 @@ DEVICE void share_counts(const step &a, uint32_t epoch) {
         mine[e] = (int32_t)rows[e];
         base[e] += rows[E + e];
     }
-    clear_shared(a, a.shared.seen, 2 * part * (int64_t)sizeof(uint32_t));
+    clear_shared(a.shared.seen, 2 * part * (int32_t)sizeof(uint32_t));
 }
 
 #endif

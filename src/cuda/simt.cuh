@@ -47,6 +47,7 @@ template <typename T> DEVICE T shuffle_up(T value, int delta) {
 DEVICE uint32_t lanes_below() { return (1u << lane_index()) - 1; }
 DEVICE int bits_set(uint32_t word) { return __popc(word); }
 DEVICE int lowest_bit(uint32_t word) { return __ffs((int)word) - 1; }
+DEVICE int leading_zeros(uint32_t word) { return __clz((int)word); }
 
 DEVICE int32_t warp_sum(int32_t value) {
 #if __CUDA_ARCH__ >= 800
@@ -137,6 +138,7 @@ DEVICE void store_word(uint64_t *word, uint64_t value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 DEVICE void spin_pause() {}
+DEVICE int64_t cycles() { return clock64(); }
 DEVICE uint64_t clock_ns() {
     uint64_t t;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
@@ -148,6 +150,7 @@ DEVICE void atomic_add(int32_t *at, int32_t value) { atomicAdd(at, value); }
 DEVICE void atomic_add(int64_t *at, int64_t value) {
     atomicAdd((unsigned long long *)at, (unsigned long long)value);
 }
+DEVICE void atomic_add(uint64_t *at, uint64_t value) { atomicAdd((unsigned long long *)at, value); }
 DEVICE void atomic_or(uint32_t *at, uint32_t value) { atomicOr(at, value); }
 DEVICE void atomic_min(int32_t *at, int32_t value) { atomicMin(at, value); }
 DEVICE void atomic_min(uint64_t *at, uint64_t value) {

@@ -14,24 +14,31 @@ enum { NARROW_BITS = 30 };
 
 /* ---- totals ---- */
 
-/* Of one expert: tokens of all sources and of those before ours; false when our row is not what was
- * counted. */
-DEVICE bool sum_sources(const step &a, int32_t e, int64_t *total, int64_t *before) {
-    *total = *before = 0;
+/* tokens and before, from counts that the caller has gathered. */
+DEVICE void gather_sources(const step &a) {
+    int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     ROLLED
-    for (int32_t s = 0; s < a.sources; s++) {
-        int64_t count = a.source_counts[(int64_t)s * a.experts + e];
-        if (count < 0 || *total + count < 0) { /* settle_totals finds both */
-            *total = count < 0 ? INT64_MIN : INT64_MAX;
-            break;
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        int64_t total = 0, earlier = 0;
+        ROLLED
+        for (int32_t s = 0; s < a.sources; s++) {
+            int64_t count = a.source_counts[(int64_t)s * a.experts + e];
+            if (count < 0 || total + count < 0) { /* settle_totals finds both */
+                total = count < 0 ? INT64_MIN : INT64_MAX;
+                break;
+            }
+            if (s < a.source) earlier += count;
+            total += count;
         }
-        if (s < a.source) *before += count;
-        *total += count;
-        if (s == a.source && (a.stages & LPLB__CUDA_STAGE_COUNT) &&
-            count != shared_array(a, mine, int32_t)[e])
-            return false;
+        tokens[e] = total;
+        before[e] = earlier;
     }
-    return true;
+}
+
+/* Our row of the gathered counts must be what was counted. */
+DEVICE bool agrees(const step &a, int32_t e) {
+    if (!a.source_counts || !(a.stages & LPLB__CUDA_STAGE_COUNT)) return true;
+    return a.source_counts[(int64_t)a.source * a.experts + e] == shared_array(a, mine, int32_t)[e];
 }
 
 /* tokens, before, and load in 32 bits of what cannot move. True if that may not be enough. */
@@ -39,30 +46,27 @@ DEVICE bool take_totals(const step &a) {
     int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     int32_t *load = shared_array(a, load, int32_t);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
-    int32_t terms = a.experts + a.ranks, shift = NARROW_BITS;
-    ROLLED
-    while (terms >>= 1) shift--;
+    int32_t shift = NARROW_BITS - 32 + leading_zeros((uint32_t)(a.experts + a.ranks));
     uint64_t large = header_of(a)->speeds; /* they need products of 128 bits */
     ROLLED
     for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
-        int64_t total = 0, earlier = 0;
-        if (!a.source_counts) {
-            total = shared_array(a, mine, int32_t)[e];
-        } else if (!sum_sources(a, e, &total, &earlier)) {
+        if (!agrees(a, e)) {
             report_error(a, LPLB_INVALID, e);
             state_of(a)->failed = 1;
             large = 1;
         }
-        tokens[e] = total;
-        before[e] = earlier;
-        large |= (uint64_t)total >> (shift - 1);
-        if (expert[e].hosts == 1) atomic_add(&load[expert[e].rank], (int32_t)total);
+        if (!a.source_counts) {
+            tokens[e] = shared_array(a, mine, int32_t)[e];
+            before[e] = 0;
+        }
+        large |= (uint64_t)tokens[e] >> shift;
+        if (expert[e].hosts == 1) atomic_add(&load[expert[e].rank], (int32_t)tokens[e]);
     }
     const uint16_t *rank_id = table(a, rank_id, uint16_t);
     ROLLED
     for (int32_t q = thread_index(); a.fixed && q < a.ranks; q += block_threads()) {
         int64_t fixed = a.fixed[rank_id[q]];
-        large |= (uint64_t)fixed >> (shift - 1);
+        large |= (uint64_t)fixed >> shift;
         atomic_add(&load[q], (int32_t)fixed);
     }
     return large != 0;
@@ -155,7 +159,7 @@ template <typename T> DEVICE void split_evenly(const step &a, bool take_back) {
 /* max load / speed <= tolerance * total / total speed, as in planner.c. */
 template <typename T> DEVICE bool is_tolerable(const step &a, int64_t total) {
     bool exceeds = false;
-    const int64_t *speed = table(a, speed, int64_t);
+    const int64_t *speed = cold_table(a, speed, int64_t);
     ROLLED
     for (int32_t q = thread_index(); q < a.ranks; q += block_threads()) {
         wide have = ((wide)shared_array(a, load, T)[q] * header_of(a)->total_speed)
@@ -271,10 +275,12 @@ DEVICE void solve_components_as_pairs(const step &a) {
     ROLLED
     for (int32_t c = warp_index(); c < header_of(a)->components; c += a.solver_warps) {
         const uint32_t *edge =
-            table(a, edge, uint32_t) + c * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
-        int32_t limit = solve_pairs(component[c], edge, shared_array(a, tokens, int64_t),
+            c < a.solver_warps ? shared_array(a, edges, uint32_t) : cold_table(a, edge, uint32_t);
+        int32_t limit = solve_pairs(component[c],
+                                    edge + c * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
+                                    shared_array(a, tokens, int64_t),
                                     shared_array(a, load, int32_t), shared_array(a, x, int32_t),
-                                    shared_array(a, first_host, uint16_t), &spent);
+                                    table(a, expert, lplb__cuda_expert), &spent);
         if (lane_index() == 0) atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
     }
     if (lane_index() == 0) add_effort(a, spent);
@@ -285,10 +291,10 @@ template <typename K> DEVICE rows<K> rows_of(const step &a) {
     rows<K> r;
     r.component = table(a, component, lplb__cuda_component);
     r.component_of = table(a, component_of, uint16_t);
-    r.row = table(a, row, uint32_t);
-    r.chunk = table(a, chunk, uint8_t);
-    r.lane = table(a, lane, lplb__cuda_lane);
-    r.speed = table(a, speed, int64_t);
+    r.row = cold_table(a, row, uint32_t);
+    r.chunk = cold_table(a, chunk, uint8_t);
+    r.lane = cold_table(a, lane, lplb__cuda_lane);
+    r.speed = cold_table(a, speed, int64_t);
     r.tokens = shared_array(a, tokens, int64_t);
     r.load = shared_array(a, load, T);
     r.x = shared_array(a, x, T);
@@ -364,6 +370,8 @@ DEVICE_CALL void add_up_total(const step &a) {
 /* All threads: everything before the exact planner. False: nothing is left to it. */
 DEVICE bool prepare_plan(const step &a) {
     block_state *state = state_of(a);
+    if (header_of(a)->engine == LPLB__CUDA_ROWS)
+        clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
     bool settled = block_any(take_totals(a));
     if (settled) settle_totals(a);
     if (a.reuse && is_cached(a)) {

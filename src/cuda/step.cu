@@ -6,29 +6,41 @@
 #include "cuda/share.cuh"
 #include "cuda/solve.cuh"
 
-/* Shared memory as the stages expect it. */
-DEVICE void clear_block(const step &a, const id_range &range) {
-    block_state *state = state_of(a);
-    clear_shared(a, a.shared.state, sizeof(block_state));
-    clear_shared(a, a.shared.own, a.experts * (int64_t)sizeof(uint32_t));
-    clear_shared(a, a.shared.load, a.ranks * (int64_t)sizeof(int64_t));
-    if (header_of(a)->engine == LPLB__CUDA_ROWS)
-        clear_shared(a, a.shared.x, a.slots * (int64_t)sizeof(int64_t));
-    if (a.stages & LPLB__CUDA_STAGE_MAP) {
-        clear_shared(a, a.shared.number, range.threads / 32 * (a.experts + 2) * 2);
-        clear_shared(a, a.shared.seen, range.threads / 32 * (a.experts + 1) * 4);
-    }
-    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+DEVICE void copy_rest(const step &a, uint32_t to, const quad *from, int32_t quads) {
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
-        shared_array(a, first_host, uint16_t)[e] = expert[e].first_host;
-    block_barrier();
-    if (thread_index() == 0) {
-        state->narrow = 1;
-        state->bound_denominator = 1;
-        state->cached = a.memory->cached;
-        state->current = a.memory->current;
+    for (int32_t i = block_threads() + thread_index(); i < quads; i += block_threads())
+        ((quad *)(shared_memory() + to))[i] = from[i];
+}
+
+/* Shared memory as the stages expect it. All that is read is sent for before anything is waited
+ * for: the first tile of ids (raw), the tables, the gathered counts. */
+DEVICE void begin_block(const step &a, const id_range &range, uint64_t *raw) {
+    const quad *tables = (const quad *)a.block, *edges = cold_table(a, edge, quad);
+    int32_t table_quads = (int32_t)a.tables.hot_bytes / 16, t = thread_index();
+    int32_t edge_quads = a.solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES / 4;
+    quad first_table, first_edge;
+    if (t < table_quads) first_table = tables[t];
+    if (t < edge_quads) first_edge = edges[t];
+    if (a.stages & LPLB__CUDA_STAGE_COUNT) fetch_tile(a, range, range.begin, raw);
+    clear_shared(a.shared.state, sizeof(block_state));
+    clear_shared(a.shared.own, a.experts * (int32_t)sizeof(uint32_t));
+    clear_shared(a.shared.load, a.ranks * (int32_t)sizeof(int64_t));
+    if (a.stages & LPLB__CUDA_STAGE_MAP) {
+        clear_shared(a.shared.number, range.threads / 32 * (a.experts + 2) * 2);
+        clear_shared(a.shared.seen, range.threads / 32 * (a.experts + 1) * 4);
     }
+    if (t < table_quads) shared_array(a, tables, quad)[t] = first_table;
+    if (t < edge_quads) shared_array(a, edges, quad)[t] = first_edge;
+    copy_rest(a, a.shared.tables, tables, table_quads);
+    copy_rest(a, a.shared.edges, edges, edge_quads);
+    if (a.source_counts) gather_sources(a);
+    block_barrier();
+    if (t != 0) return;
+    block_state *state = state_of(a); /* first used after the next barrier */
+    state->narrow = 1;
+    state->bound_denominator = 1;
+    if (a.reuse) state->cached = a.memory->cached;
+    if (a.reuse) state->current = a.memory->current;
 }
 
 /* Tokens of the hosts, by whatever the stages say; meanwhile the other warps number the ids. */
@@ -46,11 +58,13 @@ DEVICE void find_split(const step &a, const id_range &range) {
             split_evenly<int64_t>(a, false);
         }
     }
+    stamp(a, 4);
     if (range.warp < 0) {
         if (plans) make_plan(a);
     } else if (a.stages & LPLB__CUDA_STAGE_MAP) {
         number_tile(a, range);
     }
+    stamp(a, 5);
 }
 
 /* ---- results of the first block ---- */
@@ -63,7 +77,7 @@ template <typename K> DEVICE limit widest_bound(const step &a, int64_t *most) {
     for (int32_t q = lane_index(); q < a.ranks; q += 32) {
         int64_t load = state->narrow ? shared_array(a, load, int32_t)[q]
                                      : shared_array(a, load, int64_t)[q];
-        limit own = {load, K::speeds ? table(a, speed, int64_t)[q] : 1};
+        limit own = {load, K::speeds ? cold_table(a, speed, int64_t)[q] : 1};
         *most = larger(*most, load);
         if (table(a, component_of, uint16_t)[q] == LPLB__CUDA_NO_HOST &&
             limit_less<K>(bound, own))
@@ -82,7 +96,7 @@ DEVICE_CALL void write_report(const step &a) {
     if (lane_index() != 0) return;
     lplb_cuda_report *report = &a.memory->report;
     bool exact = state->outcome == LPLB_OUTCOME_OPTIMAL;
-    report->steps++;
+    atomic_add(&report->steps, (uint64_t)1);
     report->outcome = state->outcome;
     report->reused = state->reused;
     report->sweeps = state->sweeps;
@@ -91,7 +105,7 @@ DEVICE_CALL void write_report(const step &a) {
     report->max_load = most;
     report->bound_numerator = exact ? bound.numerator : 0;
     report->bound_denominator = exact ? bound.denominator : 1;
-    if (exact && !header_of(a)->speeds) report->bound_denominator = table(a, speed, int64_t)[0];
+    if (exact && !header_of(a)->speeds) report->bound_denominator = cold_table(a, speed, int64_t)[0];
 }
 
 DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
@@ -152,26 +166,32 @@ DEVICE void write_counts(const step &a) {
 
 KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT step a) {
     uint32_t epoch = 0;
+    uint64_t raw[KEPT];
+    stamp(a, 0);
     cluster_arrive();
-    id_range range = range_of_block(a, ids_of_step(a), cluster_blocks() * a.clusters);
+    id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
-    clear_block(a, range);
-    block_barrier();
+    begin_block(a, range, raw);
+    stamp(a, 1);
     if (a.stages & LPLB__CUDA_STAGE_COUNT) {
-        count_block(a, range);
+        count_block(a, range, raw);
         block_barrier();
+        stamp(a, 2);
         share_counts(a, epoch);
-        block_barrier();
     } else {
         cluster_wait();
+        block_barrier();
     }
+    stamp(a, 3);
     bool first = block_index() == 0, maps = a.stages & LPLB__CUDA_STAGE_MAP;
     if (maps || (first && (a.stages & LPLB__CUDA_STAGE_SOLVE))) {
         find_split(a, range);
         block_barrier();
+        stamp(a, 6);
         if (maps) {
             make_ways(a);
             block_barrier();
+            stamp(a, 7);
             map_block(a, range);
         }
         if (first && !maps) write_results(a, thread_index(), block_threads());
@@ -181,6 +201,8 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     } else if (first && a.counts) {
         write_counts(a);
     }
+    stamp(a, 8);
+    if (!first || (!a.reuse && a.clusters == 1)) return;
     block_barrier();
-    if (first) advance_memory(a, epoch);
+    advance_memory(a, epoch);
 }

@@ -23,6 +23,8 @@ enum { LPLB__CUDA_KEPT_IDS = 10 };
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
+    uint32_t tables; /* their hot sections */
+    uint32_t edges;  /* [solver_warps] components' pairs */
     uint32_t tokens; /* int64 [E] of all sources */
     uint32_t before; /* int64 [E] of the sources before this one */
     uint32_t own;    /* uint32 [E] counted by this block */
@@ -37,7 +39,6 @@ typedef struct lplb__cuda_shared {
     uint32_t load;   /* [G] by position */
     uint32_t x;      /* [P] tokens of each host */
     uint32_t saved_load, saved_x, capacity;
-    uint32_t first_host; /* uint16 [E] */
     uint32_t mine;       /* int32 [E] counted by all blocks of this source */
     uint32_t limits;     /* [components] */
     uint32_t result;
@@ -55,6 +56,9 @@ typedef struct lplb__cuda_memory {
     uint64_t epoch;  /* steps that exchanged counts between clusters */
     int32_t current; /* which of the two cached plans is valid */
     int32_t cached;  /* 0 = none is */
+#ifdef LPLB_CUDA_STAMPS
+    int64_t stamp[2][16]; /* cycles at which the first planning and the first id warp pass */
+#endif
 } lplb__cuda_memory;
 
 typedef struct lplb__cuda_step {
@@ -76,6 +80,7 @@ typedef struct lplb__cuda_step {
     int32_t stages;
     int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
     int32_t source, sources;
+    int32_t block_share, rounds; /* ids of a block and of a thread in a tile, when n is known */
     const void *ids;
     void *out;
     int64_t n;

@@ -69,15 +69,16 @@ typedef struct lplb__cuda_header {
     int64_t total_speed;
 } lplb__cuda_header;
 
-/* Offsets in bytes of the sections, for the largest shape. */
+/* Offsets in bytes of the sections, for the largest shape. The first hot_bytes are copied to shared
+ * memory by every block, all at once, before anything else. */
 typedef struct lplb__cuda_tables {
-    uint32_t expert;    /* [E] */
-    uint32_t host;      /* [P] */
-    uint32_t segment;   /* [P] */
-    uint32_t rank_id;   /* uint16 [G]: rank at each position */
-    uint32_t position;  /* uint16 [G] */
-    uint32_t component; /* [G/2] */
+    uint32_t expert;       /* [E] */
+    uint32_t rank_id;      /* uint16 [G]: rank at each position */
     uint32_t component_of; /* uint16 [G] by position; LPLB__CUDA_NO_HOST = none */
+    uint32_t component;    /* [G/2] */
+    uint32_t host;         /* [P] */
+    uint32_t segment;      /* [P] */
+    uint32_t hot_bytes;
     uint32_t speed;     /* int64 [G] by position */
     uint32_t edge;      /* uint32 [G/2][PAIR_COLOURS][LANES] */
     uint32_t row;       /* uint32 [rows+1] first chunk */

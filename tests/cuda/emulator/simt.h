@@ -91,6 +91,7 @@ template <typename T> DEVICE T shuffle_up(T value, int delta) {
 DEVICE uint32_t lanes_below() { return (1u << lane_index()) - 1; }
 DEVICE int bits_set(uint32_t word) { return __builtin_popcount(word); }
 DEVICE int lowest_bit(uint32_t word) { return __builtin_ffs((int)word) - 1; }
+DEVICE int leading_zeros(uint32_t word) { return __builtin_clz(word); }
 template <typename T> DEVICE T warp_sum(T value) {
     uint64_t all[32];
     T sum = 0;
