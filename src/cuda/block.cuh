@@ -73,11 +73,15 @@ typedef struct alignas(16) quad {
     uint32_t word[4];
 } quad;
 
-DEVICE void clear_shared(uint32_t from, int32_t bytes) {
+/* By threads from.. in steps of `threads`. */
+DEVICE void clear_quads(uint32_t at, int32_t bytes, int32_t from, int32_t threads) {
     const quad zero = {{0, 0, 0, 0}};
-    quad *to = (quad *)(shared_memory() + from);
+    quad *to = (quad *)(shared_memory() + at);
     ROLLED
-    for (int32_t i = thread_index(); i < (bytes + 15) / 16; i += block_threads()) to[i] = zero;
+    for (int32_t i = from; i < (bytes + 15) / 16; i += threads) to[i] = zero;
+}
+DEVICE void clear_shared(uint32_t at, int32_t bytes) {
+    clear_quads(at, bytes, thread_index(), block_threads());
 }
 
 #endif

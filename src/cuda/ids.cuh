@@ -62,7 +62,7 @@ DEVICE void fetch_tile(const step &a, const id_range &range, int32_t tile_begin,
     int32_t at = first_id(range, tile_begin);
 #pragma unroll
     for (int r = 0; r < KEPT; r++) {
-        bool ours = range.warp >= 0 && r < range.rounds && at + r * 32 < range.end;
+        bool ours = r < range.rounds && at + r * 32 < range.end;
         raw[r] = UINT64_MAX;
         if (ours && a.ids_bytes == 8) raw[r] = ((const uint64_t *)a.ids)[at + r * 32];
         if (ours && a.ids_bytes == 4) raw[r] = ((const uint32_t *)a.ids)[at + r * 32];

@@ -56,10 +56,10 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
 
 static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
     bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
-    int32_t stripe = p->threads - step->solver_warps * 32, n = counts ? (int32_t)step->n : 0;
+    int32_t n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
-        lplb__cuda_choose_shape(&p->room, n, (int64_t)stripe * LPLB__CUDA_KEPT_IDS);
-    int32_t blocks = shape.cluster * shape.clusters;
+        lplb__cuda_choose_shape(&p->room, n, p->threads / 32 - step->solver_warps);
+    int32_t blocks = shape.cluster * shape.clusters, stripe = shape.id_warps * 32;
     step->block_share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
     step->rounds = (step->block_share + stripe - 1) / stripe;
     if (step->rounds > LPLB__CUDA_KEPT_IDS) step->rounds = LPLB__CUDA_KEPT_IDS;
@@ -79,7 +79,7 @@ static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cud
     }
     cudaLaunchConfig_t launch = {
         .gridDim = {(unsigned)blocks, 1, 1},
-        .blockDim = {(unsigned)p->threads, 1, 1},
+        .blockDim = {(unsigned)(step->solver_warps * 32 + stripe), 1, 1},
         .dynamicSmemBytes = step->shared.bytes,
         .stream = stream,
         .attrs = attribute,

@@ -12,9 +12,8 @@ static const uint64_t PLANNER_MAGIC = 0x6c706c6263756461u; /* "lplbcuda" */
 /* As in src/plan/planner.c. */
 enum { TOLERANCE_BITS = 16 };
 static const uint64_t TIMEOUT_NS = UINT64_C(10000000000);
-/* A block of this many threads has a multiprocessor to itself. */
 enum { MOST_IDS = 1 << 30 }; /* positions and counts of one source take 32 bits */
-enum { MOST_THREADS = 1024, LEAST_THREADS = 256, THREADS_STEP = 256 };
+enum { LEAST_THREADS = 256, THREADS_STEP = 64 };
 
 /* ---- the device ---- */
 
@@ -84,7 +83,7 @@ static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int 
 /* Warps that plan: one for each component, or for each chunk of the widest row. */
 static int32_t planning_warps(const lplb_cuda_planner *p) {
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    int32_t most = p->threads / 32 / 2;
+    int32_t most = p->threads / 32 - 4; /* some must look after ids */
     int32_t wanted =
         header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
     if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
@@ -94,7 +93,7 @@ static int32_t planning_warps(const lplb_cuda_planner *p) {
 /* As many threads as shared memory has room for: what it holds for each warp grows with them. */
 static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int clusters) {
     lplb__cuda_step *s = &p->step;
-    for (p->threads = MOST_THREADS; p->threads >= LEAST_THREADS; p->threads -= THREADS_STEP) {
+    for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= LEAST_THREADS; p->threads -= THREADS_STEP) {
         s->solver_warps = planning_warps(p);
         lplb__cuda_share_memory(s, p->threads, clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
         if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;

@@ -97,9 +97,12 @@ template <typename T> DEVICE T group_sum(group g, int32_t largest, T value) {
     return value;
 }
 
-/* The common level of the hosts that stay below it, as in pour_unit of exact.c. */
-template <typename T> DEVICE T pour_group(group g, int32_t largest, bool used, T level, T tokens) {
-    bool in = used;
+/* The common level of the hosts that stay below it, as in pour_unit of exact.c. The set of these
+ * hosts is the only one that its own level gives back, so any first guess leads to it: too many
+ * hosts lower the level, too few raise it above all that belong. `in`: the guess. */
+template <typename T>
+DEVICE T pour_group(group g, int32_t largest, bool used, bool in, T level, T tokens) {
+    if (!(votes(in) & g.lanes)) in = used;
     T height, extra;
     for (;;) {
         T members = (T)bits_set(votes(in) & g.lanes);
@@ -156,7 +159,7 @@ DEVICE void pour_chunk(const rows<K> *r, const lplb__cuda_lane at, int32_t large
         share = (tokens + shuffle_xor(level, 1) - level + odd) >> 1;
         share = smaller(larger(share, (T)0), tokens);
     } else {
-        share = pour_group(group_of(at.group & 15), largest, used, level, tokens);
+        share = pour_group(group_of(at.group & 15), largest, used, had > 0, level, tokens);
     }
     if (!active) return;
     r->x[at.host] = share;
@@ -181,9 +184,10 @@ DEVICE typename K::number height_of(const wide_pour<K> *w, int32_t rank) {
     return (typename K::number)divide_wide((wide)w->sum * w->r->speed[rank], w->members);
 }
 
-/* Hosts at or below the level, sum and members of which become the next level. */
+/* Hosts at or below the level, sum and members of which become the next level; at first (guess) the
+ * hosts that had tokens, or all. True while the level changes. */
 template <typename K>
-DEVICE int32_t lower_level(wide_pour<K> *w, typename K::number tokens, bool all) {
+DEVICE bool next_level(wide_pour<K> *w, typename K::number tokens, bool guess, bool all) {
     typename K::number sum = 0;
     int64_t members = 0;
     int32_t hosts = 0;
@@ -191,15 +195,20 @@ DEVICE int32_t lower_level(wide_pour<K> *w, typename K::number tokens, bool all)
     for (int32_t k = 0; k < w->chunks; k++) {
         const lplb__cuda_lane at = w->lane[k * LANES];
         typename K::number level = w->level[k * LANES];
-        bool below = at.host != LPLB__CUDA_NO_HOST && (all || level <= height_of(w, at.rank));
+        bool below = at.host != LPLB__CUDA_NO_HOST;
+        if (below && guess) below = all || w->r->x[at.host] > 0;
+        else if (below) below = level <= height_of(w, at.rank);
         if (below) sum += level;
         if (below && K::speeds) members += w->r->speed[at.rank];
         hosts += bits_set(votes(below));
     }
-    w->sum = warp_sum(sum) + tokens;
-    w->members = K::speeds ? warp_sum(members) : hosts;
-    if (!K::speeds) w->height = w->sum / (typename K::number)hosts;
-    return hosts;
+    sum = warp_sum(sum) + tokens;
+    members = K::speeds ? warp_sum(members) : hosts;
+    bool other = sum != w->sum || members != w->members;
+    w->sum = sum;
+    w->members = members;
+    if (!K::speeds) w->height = sum / (typename K::number)hosts;
+    return other;
 }
 
 /* What is left when every host below the level has what it lacks to it. */
@@ -247,17 +256,19 @@ template <typename K> DEVICE void pour_wide(const rows<K> *r, int32_t first, int
     if (!(r->status[component] & COMPONENT_SWEEPS)) return;
     T tokens = (T)r->tokens[w.lane->expert];
     ROLLED
+    uint32_t had = 0;
     do {
         const lplb__cuda_lane at = w.lane[w.chunks * LANES];
         bool used = at.host != LPLB__CUDA_NO_HOST;
-        w.level[w.chunks++ * LANES] = used ? r->load[at.rank] - r->x[at.host] : 0;
+        T share = used ? r->x[at.host] : 0;
+        w.level[w.chunks++ * LANES] = used ? r->load[at.rank] - share : 0;
+        had |= votes(share > 0);
     } while (first + w.chunks < r->chunks && !r->chunk[first + w.chunks]);
+    w.sum = w.height = 0;
+    w.members = 1;
+    next_level(&w, tokens, true, !had);
     ROLLED
-    for (int32_t before = lower_level(&w, tokens, true);;) {
-        int32_t below = lower_level(&w, tokens, false);
-        if (below == before) break;
-        before = below;
-    }
+    while (next_level(&w, tokens, false, false)) {}
     note_change(r, component, fill_level(&w, tokens_left(&w, tokens)));
 }
 

@@ -45,25 +45,39 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
 }
 
 /* A block alone needs no barrier between blocks; a cluster's costs less than that of a grid. */
-enum { SINGLE_BLOCK_IDS = 2048, CLUSTER_BLOCK_IDS = 2048, GRID_CLUSTER = 8 };
+enum {
+    SINGLE_BLOCK_IDS = 2048,
+    CLUSTER_BLOCK_IDS = 2048,
+    GRID_CLUSTER = 8,
+    IDS_OF_A_THREAD = 8,
+    LEAST_ID_WARPS = 4
+};
+
+static int32_t id_warps(int64_t n, int64_t blocks, int32_t most) {
+    int64_t ids = (n + blocks - 1) / blocks, of_a_warp = IDS_OF_A_THREAD * LPLB__CUDA_LANES;
+    int64_t warps = (ids + of_a_warp - 1) / of_a_warp;
+    if (warps < LEAST_ID_WARPS) warps = LEAST_ID_WARPS;
+    return warps < most ? (int32_t)warps : most;
+}
 
 lplb__cuda_shape lplb__cuda_choose_shape(const lplb__cuda_room *room, int64_t n,
-                                         int64_t block_ids) {
-    lplb__cuda_shape one = {1, 1};
-    if (n <= SINGLE_BLOCK_IDS) return one;
-    int32_t largest = 1;
-    for (int32_t c = 2; c <= LPLB__CUDA_MAX_CLUSTER && c <= room->sms; c *= 2) {
+                                         int32_t most_id_warps) {
+    int64_t block_ids = (int64_t)most_id_warps * LPLB__CUDA_LANES * LPLB__CUDA_KEPT_IDS;
+    lplb__cuda_shape shape = {1, 1, 0};
+    for (int32_t c = 2; c <= LPLB__CUDA_MAX_CLUSTER && c <= room->sms && n > SINGLE_BLOCK_IDS;
+         c *= 2) {
         if (!room->clusters[c]) continue;
-        largest = c;
+        shape.cluster = c;
         if (n <= (int64_t)c * CLUSTER_BLOCK_IDS) break;
     }
-    /* one tile a block, if a cluster can have that; beyond, more clusters */
-    lplb__cuda_shape cluster = {largest, 1};
-    if (n <= largest * block_ids) return cluster;
-    int32_t c = room->clusters[GRID_CLUSTER] ? GRID_CLUSTER : largest;
-    lplb__cuda_shape grid = {c, c > 1 ? room->clusters[c] : room->blocks};
-    if (grid.clusters > room->sms / c) grid.clusters = room->sms / c;
-    int64_t needed = (n + c * block_ids - 1) / (c * block_ids);
-    if (grid.clusters > needed && needed > 0) grid.clusters = (int32_t)needed;
-    return grid.clusters * c > largest ? grid : cluster;
+    if (n > shape.cluster * block_ids) { /* more than one tile a block: more clusters */
+        int32_t c = room->clusters[GRID_CLUSTER] ? GRID_CLUSTER : shape.cluster;
+        int64_t clusters = c > 1 ? room->clusters[c] : room->blocks;
+        int64_t needed = (n + c * block_ids - 1) / (c * block_ids);
+        if (clusters > room->sms / c) clusters = room->sms / c;
+        if (clusters > needed) clusters = needed;
+        if (clusters * c > shape.cluster) shape = (lplb__cuda_shape){c, (int32_t)clusters, 0};
+    }
+    shape.id_warps = id_warps(n, (int64_t)shape.cluster * shape.clusters, most_id_warps);
+    return shape;
 }

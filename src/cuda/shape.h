@@ -12,9 +12,10 @@ enum { LPLB__CUDA_MAX_CLUSTER = 16 };
 void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32_t cluster,
                              lplb__cuda_shared *shared);
 
-/* Blocks of a launch: `clusters` clusters of `cluster` blocks. */
+/* A launch: `clusters` clusters of `cluster` blocks, each with so many warps besides the planning
+ * ones. */
 typedef struct lplb__cuda_shape {
-    int32_t cluster, clusters;
+    int32_t cluster, clusters, id_warps;
 } lplb__cuda_shape;
 
 /* What the device has room for at a time, with the planner's threads and shared memory. */
@@ -24,8 +25,8 @@ typedef struct lplb__cuda_room {
     int32_t sms;                               /* that the step may use */
 } lplb__cuda_room;
 
-/* The fastest known shape for n ids. block_ids: ids of a block in one tile. */
+/* The fastest known shape for n ids, with at most so many warps for ids. */
 lplb__cuda_shape lplb__cuda_choose_shape(const lplb__cuda_room *room, int64_t n,
-                                         int64_t block_ids);
+                                         int32_t most_id_warps);
 
 #endif

@@ -18,8 +18,8 @@
 #define DEVICE      static __device__ __forceinline__
 #define DEVICE_CALL static __device__ __noinline__
 #define KERNEL      extern "C" __global__
-/* The registers of a multiprocessor are for one block of this many threads. */
-#define LPLB__CUDA_BOUNDS   __launch_bounds__(1024, 1)
+/* The registers of a multiprocessor are for one block of LPLB__CUDA_MAX_THREADS (step.h). */
+#define LPLB__CUDA_BOUNDS   __launch_bounds__(640, 1)
 #define LPLB__CUDA_CONSTANT __grid_constant__
 
 extern __shared__ __align__(16) unsigned char lplb_shared[];

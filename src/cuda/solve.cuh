@@ -15,10 +15,10 @@ enum { NARROW_BITS = 30 };
 /* ---- totals ---- */
 
 /* tokens and before, from counts that the caller has gathered. */
-DEVICE void gather_sources(const step &a) {
+DEVICE void gather_sources(const step &a, int32_t from, int32_t threads) {
     int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+    for (int32_t e = from; e < a.experts; e += threads) {
         int64_t total = 0, earlier = 0;
         ROLLED
         for (int32_t s = 0; s < a.sources; s++) {
@@ -84,7 +84,7 @@ DEVICE void add_halves(const step &a, int64_t count, int64_t detail) {
     atomic_add(&state->low, count & 0x7fffffff);
 }
 
-/* load in 64 bits of what cannot move. */
+/* load in 64 bits of what cannot move, and no tokens on any host. */
 DEVICE void load_wide(const step &a) {
     int64_t *load = shared_array(a, load, int64_t);
     const int64_t *tokens = shared_array(a, tokens, int64_t);
@@ -92,6 +92,7 @@ DEVICE void load_wide(const step &a) {
     const uint16_t *rank_id = table(a, rank_id, uint16_t);
     bool fixed = a.fixed && !state_of(a)->failed;
     block_barrier();
+    clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
     ROLLED
     for (int32_t q = thread_index(); q < a.ranks; q += block_threads())
         load[q] = fixed ? a.fixed[rank_id[q]] : 0;

@@ -6,37 +6,48 @@
 #include "cuda/share.cuh"
 #include "cuda/solve.cuh"
 
-DEVICE void copy_rest(const step &a, uint32_t to, const quad *from, int32_t quads) {
+enum { COPY_BATCH = 8 };
+
+/* By threads from.. in steps of `threads`; loads of a batch before its stores. */
+DEVICE void copy_quads(uint32_t to, const quad *source, int32_t quads, int32_t from,
+                       int32_t threads) {
+    quad *target = (quad *)(shared_memory() + to);
     ROLLED
-    for (int32_t i = block_threads() + thread_index(); i < quads; i += block_threads())
-        ((quad *)(shared_memory() + to))[i] = from[i];
+    for (int32_t i = from; i < quads; i += COPY_BATCH * threads) {
+        quad batch[COPY_BATCH];
+#pragma unroll
+        for (int k = 0; k < COPY_BATCH; k++)
+            if (i + k * threads < quads) batch[k] = source[i + k * threads];
+#pragma unroll
+        for (int k = 0; k < COPY_BATCH; k++)
+            if (i + k * threads < quads) target[i + k * threads] = batch[k];
+    }
 }
 
-/* Shared memory as the stages expect it. All that is read is sent for before anything is waited
- * for: the first tile of ids (raw), the tables, the gathered counts. */
-DEVICE void begin_block(const step &a, const id_range &range, uint64_t *raw) {
-    const quad *tables = (const quad *)a.block, *edges = cold_table(a, edge, quad);
-    int32_t table_quads = (int32_t)a.tables.hot_bytes / 16, t = thread_index();
-    int32_t edge_quads = a.solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES / 4;
-    quad first_table, first_edge;
-    if (t < table_quads) first_table = tables[t];
-    if (t < edge_quads) first_edge = edges[t];
-    if (a.stages & LPLB__CUDA_STAGE_COUNT) fetch_tile(a, range, range.begin, raw);
-    clear_shared(a.shared.state, sizeof(block_state));
-    clear_shared(a.shared.own, a.experts * (int32_t)sizeof(uint32_t));
-    clear_shared(a.shared.load, a.ranks * (int32_t)sizeof(int64_t));
-    if (a.stages & LPLB__CUDA_STAGE_MAP) {
-        clear_shared(a.shared.number, range.threads / 32 * (a.experts + 2) * 2);
-        clear_shared(a.shared.seen, range.threads / 32 * (a.experts + 1) * 4);
-    }
-    if (t < table_quads) shared_array(a, tables, quad)[t] = first_table;
-    if (t < edge_quads) shared_array(a, edges, quad)[t] = first_edge;
-    copy_rest(a, a.shared.tables, tables, table_quads);
-    copy_rest(a, a.shared.edges, edges, edge_quads);
-    if (a.source_counts) gather_sources(a);
-    block_barrier();
+/* The warps that look after ids: the first tile is sent for, their counters cleared. */
+DEVICE void begin_ids(const step &a, const id_range &range, uint64_t *raw) {
+    if (!(a.stages & LPLB__CUDA_STAGE_COUNT)) return;
+    fetch_tile(a, range, range.begin, raw);
+    if (!(a.stages & LPLB__CUDA_STAGE_MAP)) return;
+    int32_t first = range.warp * 32 + lane_index();
+    clear_quads(a.shared.number, range.threads / 32 * number_stride(a) * 2, first, range.threads);
+    clear_quads(a.shared.seen, range.threads / 32 * (a.experts + 1) * 4, first, range.threads);
+}
+
+/* The warps that plan: tables, gathered counts, everything else that starts from zero. */
+DEVICE void begin_plan(const step &a) {
+    int32_t t = thread_index(), threads = a.solver_warps * 32;
+    int32_t edge_words = a.solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
+    clear_quads(a.shared.state, sizeof(block_state), t, threads);
+    clear_quads(a.shared.own, a.experts * (int32_t)sizeof(uint32_t), t, threads);
+    clear_quads(a.shared.load, a.ranks * (int32_t)sizeof(int64_t), t, threads);
+    copy_quads(a.shared.edges, cold_table(a, edge, quad), edge_words / 4, t, threads);
+    copy_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16, t,
+               threads);
+    if (a.source_counts) gather_sources(a, t, threads);
+    warp_barrier(); /* the state's first quads were cleared by this warp */
     if (t != 0) return;
-    block_state *state = state_of(a); /* first used after the next barrier */
+    block_state *state = state_of(a);
     state->narrow = 1;
     state->bound_denominator = 1;
     if (a.reuse) state->cached = a.memory->cached;
@@ -171,7 +182,9 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     cluster_arrive();
     id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
-    begin_block(a, range, raw);
+    if (range.warp < 0) begin_plan(a);
+    else begin_ids(a, range, raw);
+    block_barrier();
     stamp(a, 1);
     if (a.stages & LPLB__CUDA_STAGE_COUNT) {
         count_block(a, range, raw);
@@ -180,7 +193,6 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
         share_counts(a, epoch);
     } else {
         cluster_wait();
-        block_barrier();
     }
     stamp(a, 3);
     bool first = block_index() == 0, maps = a.stages & LPLB__CUDA_STAGE_MAP;

@@ -18,7 +18,10 @@ enum {
 enum { LPLB__CUDA_STATE_BYTES = 192 };
 
 /* Ids of a thread in a tile. */
-enum { LPLB__CUDA_KEPT_IDS = 10 };
+enum { LPLB__CUDA_KEPT_IDS = 18 };
+
+/* Few threads: what all of them do costs a multiprocessor as many turns as it has warps. */
+enum { LPLB__CUDA_MAX_THREADS = 640 };
 
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
