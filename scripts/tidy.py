@@ -18,20 +18,21 @@ FILE_LINES_WARN, FILE_LINES_MOST = 800, 1500
 FUNCTION_LINES_WARN = 70
 
 # Arrows point down: a layer includes itself and layers of a smaller number.
-LAYER = {"base": 0, "io": 1, "comm": 1, "plan": 2, "dispatch": 2, "cuda": 2, "placement": 3,
+LAYER = {"base": 0, "io": 1, "comm": 1, "plan": 2, "dispatch": 2, "cuda": 2.5, "placement": 3,
          "runtime": 4, "replay": 5, "train": 6, "cli": 7}
 # Pure functions over plain arrays: nothing of files and formats may reach them.
 PURE = {"base", "plan", "dispatch", "cuda"}
 # The layer that implements a public header.
 PUBLIC = {"status": "base", "export": "base", "plan": "plan", "dispatch": "dispatch",
-          "placement": "placement", "trace": "io", "gen": "io", "comm": "comm", "replay": "replay",
+          "placement": "placement", "cuda": "cuda", "trace": "io", "gen": "io", "comm": "comm",
+          "replay": "replay",
           "lplb": "replay", "tracker": "runtime", "runtime": "runtime", "online": "replay",
           "monitor": "runtime", "comm_mpi": "comm", "tuning": "runtime",
           "advise": "runtime"}
 # These structs are what files hold and results are made of, so they may be named below the code
 # that implements them; the calls are still for the layers above only.
 PUBLIC_STRUCTS = {("io", "plan"), ("io", "dispatch"), ("io", "placement"),
-                  ("plan", "placement"), ("dispatch", "placement")}
+                  ("plan", "placement"), ("dispatch", "placement"), ("cuda", "placement")}
 FORMAT_LIBRARIES = {"jansson.h", "zip.h", "yaml.h"}
 
 # Spelled so that this file passes its own check.

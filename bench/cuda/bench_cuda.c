@@ -73,8 +73,8 @@ static double time_graph(body *work, void *context) {
 
 #ifdef LPLB_CUDA_STAMPS
 static void print_stamps(const lplb_cuda_planner *planner, const char *name) {
-    static const char *const stages[] = {"begin", "count", "share", "totals",
-                                         "plan|number", "wait", "ways", "map|results"};
+    static const char *const stages[] = {"begin",       "count", "share", "totals",
+                                         "plan|number", "wait",  "ways",  "map|results"};
     lplb__cuda_memory memory;
     gpu_fetch(&memory, lplb_cuda_report_address(planner), 1, sizeof memory);
     for (int role = 0; role < 2; role++) {

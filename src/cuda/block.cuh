@@ -27,12 +27,12 @@ typedef struct block_state {
     int32_t narrow; /* all tokens together are below 2^30 */
     int32_t failed; /* the counts cannot be used */
     int32_t outcome, reused, sweeps, augmentations, restarts;
-    int32_t exceeds; /* a rank beyond the tolerance */
+    int32_t exceeds;   /* a rank beyond the tolerance */
     int64_t high, low; /* sums of the tokens' upper and lower halves */
     int64_t total, max_load;
     int64_t limbs[3]; /* of the distance to the cached plan */
     int64_t bound_numerator, bound_denominator;
-    int64_t scratch[2]; /* totals of the cached batch and of this one, fixed tokens left out */
+    int64_t scratch[2];      /* totals of the cached batch and of this one, fixed tokens left out */
     int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
 } block_state;
 

@@ -36,8 +36,8 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     t->segment = take(&bytes, slots, sizeof(lplb__cuda_segment));
     t->hot_bytes = bytes;
     t->speed = take(&bytes, ranks, sizeof(int64_t));
-    t->edge = take(&bytes, components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
-                   sizeof(uint32_t));
+    t->edge =
+        take(&bytes, components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES, sizeof(uint32_t));
     t->row = take(&bytes, rows + 1, sizeof(uint32_t));
     t->chunk = take(&bytes, chunks, sizeof(uint8_t));
     t->lane = take(&bytes, chunks * LPLB__CUDA_LANES, sizeof(lplb__cuda_lane));
@@ -104,12 +104,13 @@ static void list_experts(builder *b) {
                                               .host = (uint16_t)(h - 1),
                                               .nth = host[h - 1].slots++};
         }
-        expert[e] = (lplb__cuda_expert){
-            .first_host = (uint16_t)b->offset[e],
-            .hosts = (uint16_t)(h - b->offset[e]),
-            .first_segment = (uint16_t)first,
-            .segments = (uint16_t)(end - first),
-            .slot = {(uint16_t)b->slot[first], (uint16_t)b->slot[end - first > 1 ? first + 1 : first]}};
+        expert[e] =
+            (lplb__cuda_expert){.first_host = (uint16_t)b->offset[e],
+                                .hosts = (uint16_t)(h - b->offset[e]),
+                                .first_segment = (uint16_t)first,
+                                .segments = (uint16_t)(end - first),
+                                .slot = {(uint16_t)b->slot[first],
+                                         (uint16_t)b->slot[end - first > 1 ? first + 1 : first]}};
     }
     b->offset[p->experts] = h;
     b->hosts = (lplb_hosts){p->ranks, p->experts, b->offset, b->rank};
@@ -138,13 +139,15 @@ static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64
         for (int32_t q = 0; q < from->ranks; q++)
             component_of[from->first_rank + q] = (uint16_t)b->number_of[c];
         int32_t colours = layout->movable[from->first_movable + from->movables - 1].colour + 1;
-        component[b->number_of[c]] = (lplb__cuda_component){.first_rank = (uint16_t)from->first_rank,
-                                                           .ranks = (uint16_t)from->ranks,
-                                                           .colours = (uint16_t)colours};
+        component[b->number_of[c]] =
+            (lplb__cuda_component){.first_rank = (uint16_t)from->first_rank,
+                                   .ranks = (uint16_t)from->ranks,
+                                   .colours = (uint16_t)colours};
     }
     lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
     lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
-    for (int32_t h = 0; h < b->header->hosts; h++) host[h].rank = (uint16_t)layout->position[b->rank[h]];
+    for (int32_t h = 0; h < b->header->hosts; h++)
+        host[h].rank = (uint16_t)layout->position[b->rank[h]];
     for (int32_t e = 0; e < b->placement->experts; e++)
         expert[e].rank = host[expert[e].first_host].rank;
 }
@@ -190,7 +193,8 @@ static int32_t lay_out_row(builder *b, const lplb__exact_layout *layout, int32_t
             if (expert->colour != colour || width_log2(expert->hosts) != width) continue;
             int32_t lanes = 1 << width, component = b->number_of[expert->component];
             if (width == LPLB__CUDA_WIDE)
-                lanes = (expert->hosts + LPLB__CUDA_LANES - 1) / LPLB__CUDA_LANES * LPLB__CUDA_LANES;
+                lanes =
+                    (expert->hosts + LPLB__CUDA_LANES - 1) / LPLB__CUDA_LANES * LPLB__CUDA_LANES;
             if (at % LPLB__CUDA_LANES == 0) kind[at / LPLB__CUDA_LANES] = (uint8_t)(1 << width);
             for (int32_t i = 0; i < lanes; i++, at++) {
                 int32_t s = expert->begin + i;

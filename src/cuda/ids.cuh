@@ -46,8 +46,8 @@ DEVICE int32_t first_id(const id_range &range, int32_t tile_begin) {
     return tile_begin + range.warp * range.rounds * 32 + lane_index();
 }
 
-/* This thread's ids of the present tile, `range.threads` apart: the expert in the lower half, in the
- * upper one its number among the warp's. */
+/* This thread's ids of the present tile, `range.threads` apart: the expert in the lower half, in
+ * the upper one its number among the warp's. */
 DEVICE uint32_t *kept_ids(const step &a, const id_range &range) {
     return shared_array(a, kept, uint32_t) + range.warp * 32 + lane_index();
 }
@@ -70,8 +70,8 @@ DEVICE void fetch_tile(const step &a, const id_range &range, int32_t tile_begin,
 }
 
 /* Keeps what was fetched and, if count, counts it. */
-DEVICE void keep_tile(const step &a, const id_range &range, int32_t tile_begin,
-                      const uint64_t *raw, bool count) {
+DEVICE void keep_tile(const step &a, const id_range &range, int32_t tile_begin, const uint64_t *raw,
+                      bool count) {
     uint32_t *own = shared_array(a, own, uint32_t), *kept = kept_ids(a, range);
     uint64_t none = a.ids_bytes == 8 ? UINT64_MAX : UINT32_MAX;
 #pragma unroll

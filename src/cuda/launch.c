@@ -77,13 +77,12 @@ static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cud
         attribute[attributes].id = cudaLaunchAttributeCooperative;
         attribute[attributes++].val.cooperative = 1;
     }
-    cudaLaunchConfig_t launch = {
-        .gridDim = {(unsigned)blocks, 1, 1},
-        .blockDim = {(unsigned)(step->solver_warps * 32 + stripe), 1, 1},
-        .dynamicSmemBytes = step->shared.bytes,
-        .stream = stream,
-        .attrs = attribute,
-        .numAttrs = attributes};
+    cudaLaunchConfig_t launch = {.gridDim = {(unsigned)blocks, 1, 1},
+                                 .blockDim = {(unsigned)(step->solver_warps * 32 + stripe), 1, 1},
+                                 .dynamicSmemBytes = step->shared.bytes,
+                                 .stream = stream,
+                                 .attrs = attribute,
+                                 .numAttrs = attributes};
     void *arguments[] = {step};
     LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)lplb__cuda_step_kernel, arguments));
     return LPLB_OK;
@@ -169,8 +168,7 @@ lplb_status lplb_cuda_map_shares(lplb_cuda_planner *planner, const lplb_cuda_ids
 /* ---- beside the caller's stream ---- */
 
 static lplb_status start(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
-                         const lplb_cuda_problem *problem, cudaStream_t stream,
-                         cudaStream_t side) {
+                         const lplb_cuda_problem *problem, cudaStream_t stream, cudaStream_t side) {
     if (p->started)
         return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
     lplb__cuda_step step = p->step;
@@ -200,10 +198,9 @@ lplb_status lplb_cuda_join(lplb_cuda_planner *planner, lplb_cuda_stream stream) 
     lplb__cuda_scope scope;
     LPLB_TRY(lplb__cuda_enter(planner, &scope));
     lplb_status status =
-        planner->started
-            ? lplb__cuda_check(cudaStreamWaitEvent(stream, planner->planned, 0),
-                               "cudaStreamWaitEvent")
-            : LPLB_FAIL(LPLB_STATE, "no plan was started: call lplb_cuda_start first");
+        planner->started ? lplb__cuda_check(cudaStreamWaitEvent(stream, planner->planned, 0),
+                                            "cudaStreamWaitEvent")
+                         : LPLB_FAIL(LPLB_STATE, "no plan was started: call lplb_cuda_start first");
     if (status == LPLB_OK) planner->started = false;
     lplb__cuda_leave(&scope);
     return status;

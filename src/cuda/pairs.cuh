@@ -17,11 +17,11 @@ typedef struct effort {
 /* One lane. Colours without an expert have partner = self and no tokens. */
 typedef struct pairs {
     int32_t load;
-    int32_t x[COLOURS];       /* own share of the colour's expert */
-    int32_t weight[COLOURS];  /* its tokens */
-    uint32_t partners[2];     /* the lanes with the rest, 8 bits each */
-    uint32_t lower;           /* bit c: the odd token is ours */
-    uint32_t used;            /* bit c: there is an expert */
+    int32_t x[COLOURS];      /* own share of the colour's expert */
+    int32_t weight[COLOURS]; /* its tokens */
+    uint32_t partners[2];    /* the lanes with the rest, 8 bits each */
+    uint32_t lower;          /* bit c: the odd token is ours */
+    uint32_t used;           /* bit c: there is an expert */
 } pairs;
 
 DEVICE int32_t partner_of(const pairs *p, int32_t colour) {

@@ -84,8 +84,7 @@ static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int 
 static int32_t planning_warps(const lplb_cuda_planner *p) {
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
     int32_t most = p->threads / 32 - 4; /* some must look after ids */
-    int32_t wanted =
-        header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
+    int32_t wanted = header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
     if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
     return wanted < most ? wanted : most;
 }
@@ -93,7 +92,8 @@ static int32_t planning_warps(const lplb_cuda_planner *p) {
 /* As many threads as shared memory has room for: what it holds for each warp grows with them. */
 static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int clusters) {
     lplb__cuda_step *s = &p->step;
-    for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= LEAST_THREADS; p->threads -= THREADS_STEP) {
+    for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= LEAST_THREADS;
+         p->threads -= THREADS_STEP) {
         s->solver_warps = planning_warps(p);
         lplb__cuda_share_memory(s, p->threads, clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
         if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
@@ -288,8 +288,8 @@ const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planne
 
 static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_cuda_report *out) {
     LPLB_TRY(lplb__cuda_not_captured(stream, "reading the report"));
-    LPLB_CUDA_TRY(cudaMemcpyAsync(out, &p->step.memory->report, sizeof *out,
-                                  cudaMemcpyDeviceToHost, stream));
+    LPLB_CUDA_TRY(
+        cudaMemcpyAsync(out, &p->step.memory->report, sizeof *out, cudaMemcpyDeviceToHost, stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(stream));
     return LPLB_OK;
 }

@@ -14,10 +14,10 @@ struct lplb_cuda_planner {
     int32_t device;
     int32_t sources, locality;
     int64_t max_ids;
-    int64_t *speed; /* [G] or NULL */
+    int64_t *speed;       /* [G] or NULL */
     lplb__cuda_step step; /* what all steps share */
     lplb__cuda_room room;
-    int32_t threads; /* of a block at most */
+    int32_t threads;       /* of a block at most */
     unsigned char *memory; /* device */
     int64_t bytes;
     unsigned char *staging; /* pinned: tables on their way to the device */

@@ -136,8 +136,7 @@ DEVICE int64_t pour_group_speed(group g, int32_t largest, bool used, int64_t lev
     return in ? height - level + (before < extra) : 0;
 }
 
-template <typename K>
-DEVICE void note_change(const rows<K> *r, int32_t component, bool changed) {
+template <typename K> DEVICE void note_change(const rows<K> *r, int32_t component, bool changed) {
     if (changed) atomic_or(&r->status[component], COMPONENT_CHANGED);
 }
 
@@ -178,8 +177,7 @@ template <typename K> struct wide_pour {
     int64_t members; /* hosts below the level, or the sum of their speeds */
 };
 
-template <typename K>
-DEVICE typename K::number height_of(const wide_pour<K> *w, int32_t rank) {
+template <typename K> DEVICE typename K::number height_of(const wide_pour<K> *w, int32_t rank) {
     if (!K::speeds) return w->height;
     return (typename K::number)divide_wide((wide)w->sum * w->r->speed[rank], w->members);
 }
@@ -323,8 +321,7 @@ template <typename K> DEVICE bool judge_sweep(const rows<K> *r, int32_t sweeps, 
         uint32_t status = r->status[c];
         bool swept = status & COMPONENT_SWEEPS, changed = status & COMPONENT_CHANGED;
         spent->sweeps += swept && changed;
-        bool more =
-            swept && changed && (status & COMPONENT_OVER) && sweeps < LPLB__MAX_SWEEPS;
+        bool more = swept && changed && (status & COMPONENT_OVER) && sweeps < LPLB__MAX_SWEEPS;
         r->status[c] = more ? COMPONENT_SWEEPS : 0;
         goes_on |= more;
     }

@@ -17,8 +17,7 @@ template <typename K> DEVICE bool limit_less(limit a, limit b) {
 
 template <typename K> DEVICE limit warp_max_limit(limit t) {
     for (int d = 16; d; d >>= 1) {
-        limit other = {shuffle_xor(t.numerator, d),
-                       K::speeds ? shuffle_xor(t.denominator, d) : 1};
+        limit other = {shuffle_xor(t.numerator, d), K::speeds ? shuffle_xor(t.denominator, d) : 1};
         if (limit_less<K>(t, other)) t = other;
     }
     return t;
@@ -51,8 +50,7 @@ template <typename K> DEVICE limit next_token(const rows<K> *r, rank_set set, in
 
 /* Least t with sum of floor(t * speed) >= tokens, as in limits.c: floors at the mean, then token by
  * token to the rank where it comes first. level is scratch. */
-template <typename K>
-DEVICE limit speed_limit(const rows<K> *r, rank_set set, int64_t tokens) {
+template <typename K> DEVICE limit speed_limit(const rows<K> *r, rank_set set, int64_t tokens) {
     int64_t speeds = 0, held = 0;
     limit most = {0, 1};
     ROLLED
@@ -111,9 +109,8 @@ template <typename K>
 DEVICE void set_capacities(const rows<K> *r, rank_set set, limit t, int32_t from, int32_t step) {
     ROLLED
     for (int32_t q = set.first + from; q < set.first + set.ranks; q += step)
-        r->capacity[q] = K::speeds
-                             ? divide_wide((wide)t.numerator * r->speed[q], t.denominator)
-                             : t.numerator;
+        r->capacity[q] =
+            K::speeds ? divide_wide((wide)t.numerator * r->speed[q], t.denominator) : t.numerator;
 }
 
 DEVICE rank_set ranks_of(const lplb__cuda_component component, bool reached_only) {
@@ -211,8 +208,8 @@ DEVICE void expand_wide(const rows<K> *r, int32_t component, int32_t depth, int3
     ROLLED
     do {
         const lplb__cuda_lane at = lane[chunks * LANES];
-        bool gives = at.host != LPLB__CUDA_NO_HOST && r->depth[at.rank] == depth &&
-                     r->x[at.host] > 0;
+        bool gives =
+            at.host != LPLB__CUDA_NO_HOST && r->depth[at.rank] == depth && r->x[at.host] > 0;
         uint32_t givers = votes(gives);
         if (givers && rank < 0) {
             rank = shuffle((int32_t)at.rank, lowest_bit(givers));
@@ -283,11 +280,10 @@ DEVICE void push_level(const rows<K> *r, rank_set set, int32_t depth, effort *sp
     ROLLED
     for (int32_t base = set.first; base < set.first + set.ranks; base += 32) {
         int32_t q = base + lane_index(), root = q;
-        bool pending = q < set.first + set.ranks && r->depth[q] == depth &&
-                       r->load[q] < r->capacity[q];
-        if (pending)
-            ROLLED
-            while (r->depth[root] != 0) root = way_giver(r->key[root]);
+        bool pending =
+            q < set.first + set.ranks && r->depth[q] == depth && r->load[q] < r->capacity[q];
+        if (pending) ROLLED
+        while (r->depth[root] != 0) root = way_giver(r->key[root]);
         ROLLED
         while (votes(pending)) {
             if (pending) atomic_min(&r->owner[root], lane_index());

@@ -129,8 +129,7 @@ DEVICE void make_segment(const step &a, const block_state *state, int32_t k) {
     for (int32_t h = expert.first_host; h < at.host; h++) end += host_tokens(a, state, h);
     if (expert.hosts > 1) tokens = host_tokens(a, state, at.host);
     end += end_of_part(tokens, at.nth, table(a, host, lplb__cuda_host)[at.host].slots);
-    shared_array(a, end, int32_t)[k] =
-        local_end(end, shared_array(a, before, int64_t)[at.expert]);
+    shared_array(a, end, int32_t)[k] = local_end(end, shared_array(a, before, int64_t)[at.expert]);
 }
 
 /* All threads; a barrier must follow. */

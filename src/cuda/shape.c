@@ -15,8 +15,8 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     uint32_t bytes = 0;
     s->state = take(&bytes, 1, LPLB__CUDA_STATE_BYTES);
     s->tables = take(&bytes, hot_bytes, 1);
-    s->edges = take(&bytes, solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
-                    sizeof(uint32_t));
+    s->edges =
+        take(&bytes, solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES, sizeof(uint32_t));
     s->tokens = take(&bytes, E, sizeof(int64_t));
     s->before = take(&bytes, E, sizeof(int64_t));
     s->own = take(&bytes, E, sizeof(uint32_t));

@@ -20,9 +20,9 @@ typedef struct lplb__cuda_shape {
 
 /* What the device has room for at a time, with the planner's threads and shared memory. */
 typedef struct lplb__cuda_room {
-    int32_t blocks;                            /* without clusters */
+    int32_t blocks;                               /* without clusters */
     int32_t clusters[LPLB__CUDA_MAX_CLUSTER + 1]; /* of 2, 4, 8 or 16 blocks; 0 = none */
-    int32_t sms;                               /* that the step may use */
+    int32_t sms;                                  /* that the step may use */
 } lplb__cuda_room;
 
 /* The fastest known shape for n ids, with at most so many warps for ids. */

@@ -15,10 +15,9 @@ DEVICE void send_to_cluster(const step &a, const uint32_t *count, int32_t row, i
     uint32_t *target = shared_array(a, rows, uint32_t) + row * a.experts;
     int32_t warps = block_threads() / 32;
     ROLLED
-    for (int32_t peer = warp_index(); peer < cluster_blocks(); peer += warps)
-        ROLLED
-        for (int32_t e = begin + lane_index(); e < end; e += 32)
-            cluster_store(&target[e], peer, count[e - begin]);
+    for (int32_t peer = warp_index(); peer < cluster_blocks(); peer += warps) ROLLED
+    for (int32_t e = begin + lane_index(); e < end; e += 32)
+        cluster_store(&target[e], peer, count[e - begin]);
 }
 
 /* Polls one word; after the timeout the count is taken as 0 and the step's error is set. */
@@ -52,8 +51,7 @@ DEVICE void gather_part(const step &a, int32_t cluster, int32_t begin, int32_t e
     ROLLED
     for (int32_t i = thread_index(); i < part * a.clusters; i += block_threads()) {
         int32_t k = i / part, e = i % part;
-        uint32_t value =
-            await_word(a, &a.words[(int64_t)k * a.experts + begin + e], epoch);
+        uint32_t value = await_word(a, &a.words[(int64_t)k * a.experts + begin + e], epoch);
         atomic_add(&count[e], value);
         if (k < cluster) atomic_add(&before[e], value);
     }

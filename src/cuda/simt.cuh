@@ -15,9 +15,9 @@
 #include "emulator/simt.h"
 #else
 
-#define DEVICE      static __device__ __forceinline__
-#define DEVICE_CALL static __device__ __noinline__
-#define KERNEL      extern "C" __global__
+#define DEVICE              static __device__ __forceinline__
+#define DEVICE_CALL         static __device__ __noinline__
+#define KERNEL              extern "C" __global__
 /* The registers of a multiprocessor are for one block of LPLB__CUDA_MAX_THREADS (step.h). */
 #define LPLB__CUDA_BOUNDS   __launch_bounds__(640, 1)
 #define LPLB__CUDA_CONSTANT __grid_constant__
@@ -110,7 +110,9 @@ DEVICE int cluster_rank() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return r;
 }
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 /* *target of block `rank` of the cluster = value; target is an address in our shared memory */
 DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {

@@ -130,8 +130,8 @@ DEVICE_CALL void settle_totals(const step &a) {
             report_error(a, LPLB_OVERFLOW, 0);
             state->failed = 1;
         }
-        state->narrow = !state->failed && !header_of(a)->speeds &&
-                        total < (int64_t)1 << NARROW_BITS;
+        state->narrow =
+            !state->failed && !header_of(a)->speeds && total < (int64_t)1 << NARROW_BITS;
         state->total = (int64_t)total;
     }
     block_barrier();
@@ -277,12 +277,12 @@ DEVICE void solve_components_as_pairs(const step &a) {
     for (int32_t c = warp_index(); c < header_of(a)->components; c += a.solver_warps) {
         const uint32_t *edge =
             c < a.solver_warps ? shared_array(a, edges, uint32_t) : cold_table(a, edge, uint32_t);
-        int32_t limit = solve_pairs(component[c],
-                                    edge + c * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
-                                    shared_array(a, tokens, int64_t),
-                                    shared_array(a, load, int32_t), shared_array(a, x, int32_t),
-                                    table(a, expert, lplb__cuda_expert), &spent);
-        if (lane_index() == 0) atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
+        int32_t limit =
+            solve_pairs(component[c], edge + c * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES,
+                        shared_array(a, tokens, int64_t), shared_array(a, load, int32_t),
+                        shared_array(a, x, int32_t), table(a, expert, lplb__cuda_expert), &spent);
+        if (lane_index() == 0)
+            atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
     }
     if (lane_index() == 0) add_effort(a, spent);
 }

@@ -86,12 +86,11 @@ template <typename K> DEVICE limit widest_bound(const step &a, int64_t *most) {
     limit bound = {state->bound_numerator, state->bound_denominator};
     ROLLED
     for (int32_t q = lane_index(); q < a.ranks; q += 32) {
-        int64_t load = state->narrow ? shared_array(a, load, int32_t)[q]
-                                     : shared_array(a, load, int64_t)[q];
+        int64_t load =
+            state->narrow ? shared_array(a, load, int32_t)[q] : shared_array(a, load, int64_t)[q];
         limit own = {load, K::speeds ? cold_table(a, speed, int64_t)[q] : 1};
         *most = larger(*most, load);
-        if (table(a, component_of, uint16_t)[q] == LPLB__CUDA_NO_HOST &&
-            limit_less<K>(bound, own))
+        if (table(a, component_of, uint16_t)[q] == LPLB__CUDA_NO_HOST && limit_less<K>(bound, own))
             bound = own;
     }
     *most = warp_max(*most);
@@ -116,7 +115,8 @@ DEVICE_CALL void write_report(const step &a) {
     report->max_load = most;
     report->bound_numerator = exact ? bound.numerator : 0;
     report->bound_denominator = exact ? bound.denominator : 1;
-    if (exact && !header_of(a)->speeds) report->bound_denominator = cold_table(a, speed, int64_t)[0];
+    if (exact && !header_of(a)->speeds)
+        report->bound_denominator = cold_table(a, speed, int64_t)[0];
 }
 
 DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
@@ -130,8 +130,8 @@ DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
     for (int32_t e = from; e < a.experts; e += threads) cached[e] = tokens[e];
     ROLLED
     for (int32_t h = from; h < header_of(a)->hosts; h += threads)
-        cached[a.experts + h] = expert[host[h].expert].hosts == 1 ? tokens[host[h].expert]
-                                                                  : host_tokens(a, state, h);
+        cached[a.experts + h] =
+            expert[host[h].expert].hosts == 1 ? tokens[host[h].expert] : host_tokens(a, state, h);
 }
 
 /* By threads from.. in steps of `threads`. */
@@ -153,8 +153,8 @@ DEVICE_CALL void write_results(const step &a, int32_t from, int32_t threads) {
     const uint16_t *rank_id = table(a, rank_id, uint16_t);
     ROLLED
     for (int32_t q = from; a.loads && q < a.ranks; q += threads)
-        a.loads[rank_id[q]] = state->narrow ? shared_array(a, load, int32_t)[q]
-                                            : shared_array(a, load, int64_t)[q];
+        a.loads[rank_id[q]] =
+            state->narrow ? shared_array(a, load, int32_t)[q] : shared_array(a, load, int64_t)[q];
     if (a.reuse && !state->reused && !state->failed) keep_plan(a, from, threads);
 }
 

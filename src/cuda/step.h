@@ -7,9 +7,9 @@
 #include "cuda/tables.h"
 
 enum {
-    LPLB__CUDA_STAGE_COUNT = 1, /* ids -> counts of this source */
-    LPLB__CUDA_STAGE_SOLVE = 2, /* counts -> split */
-    LPLB__CUDA_STAGE_MAP = 4,   /* ids, split -> slots */
+    LPLB__CUDA_STAGE_COUNT = 1,    /* ids -> counts of this source */
+    LPLB__CUDA_STAGE_SOLVE = 2,    /* counts -> split */
+    LPLB__CUDA_STAGE_MAP = 4,      /* ids, split -> slots */
     LPLB__CUDA_STAGE_SEGMENTS = 8, /* with MAP: the segments come prepared from memory */
     LPLB__CUDA_STAGE_SHARES = 16   /* with MAP: this source's own tokens by given shares */
 };
@@ -42,13 +42,13 @@ typedef struct lplb__cuda_shared {
     uint32_t load;   /* [G] by position */
     uint32_t x;      /* [P] tokens of each host */
     uint32_t saved_load, saved_x, capacity;
-    uint32_t mine;       /* int32 [E] counted by all blocks of this source */
-    uint32_t limits;     /* [components] */
+    uint32_t mine;   /* int32 [E] counted by all blocks of this source */
+    uint32_t limits; /* [components] */
     uint32_t result;
-    uint32_t level; /* [2G+64] loads without the expert that is poured, in wide groups */
-    uint32_t key;   /* uint64 [G] best way to reach a rank */
-    uint32_t depth; /* uint16 [G] */
-    uint32_t owner; /* int32 [G] */
+    uint32_t level;  /* [2G+64] loads without the expert that is poured, in wide groups */
+    uint32_t key;    /* uint64 [G] best way to reach a rank */
+    uint32_t depth;  /* uint16 [G] */
+    uint32_t owner;  /* int32 [G] */
     uint32_t status; /* uint32 [G] of each component */
     uint32_t bytes;
 } lplb__cuda_shared;
@@ -70,8 +70,8 @@ typedef struct lplb__cuda_step {
     lplb__cuda_tables tables;
     lplb__cuda_shared shared;
     lplb__cuda_memory *memory;
-    uint64_t *words;      /* [clusters][E] counts that carry their epoch */
-    int64_t *cached;      /* [2][E+P] counts and split of the cached plan */
+    uint64_t *words; /* [clusters][E] counts that carry their epoch */
+    int64_t *cached; /* [2][E+P] counts and split of the cached plan */
     int32_t experts, ranks, slots;
     int32_t solver_warps; /* the first ones of a block; the others look after ids */
     int32_t clusters;
@@ -89,12 +89,12 @@ typedef struct lplb__cuda_step {
     int64_t n;
     const int64_t *n_device; /* tokens of topk ids, or NULL */
     int32_t topk;
-    const int64_t *source_counts; /* [S][E]; NULL: this source's own counts are all there is */
-    const int64_t *fixed;         /* [G] or NULL */
-    const int64_t *split_in;      /* [hosts] to map without solving */
-    const float *share_in;        /* [hosts] */
-    const int32_t *segment_end;   /* [P] prepared */
-    const int32_t *segment_slot;  /* [P] */
+    const int64_t *source_counts;    /* [S][E]; NULL: this source's own counts are all there is */
+    const int64_t *fixed;            /* [G] or NULL */
+    const int64_t *split_in;         /* [hosts] to map without solving */
+    const float *share_in;           /* [hosts] */
+    const int32_t *segment_end;      /* [P] prepared */
+    const int32_t *segment_slot;     /* [P] */
     int64_t *counts, *split, *loads; /* outputs or NULL */
     float *share;
 } lplb__cuda_step;

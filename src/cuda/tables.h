@@ -79,12 +79,12 @@ typedef struct lplb__cuda_tables {
     uint32_t host;         /* [P] */
     uint32_t segment;      /* [P] */
     uint32_t hot_bytes;
-    uint32_t speed;     /* int64 [G] by position */
-    uint32_t edge;      /* uint32 [G/2][PAIR_COLOURS][LANES] */
-    uint32_t row;       /* uint32 [rows+1] first chunk */
-    uint32_t chunk;     /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
-                           0 = further ones */
-    uint32_t lane;      /* [chunks][LANES] */
+    uint32_t speed; /* int64 [G] by position */
+    uint32_t edge;  /* uint32 [G/2][PAIR_COLOURS][LANES] */
+    uint32_t row;   /* uint32 [rows+1] first chunk */
+    uint32_t chunk; /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
+                       0 = further ones */
+    uint32_t lane;  /* [chunks][LANES] */
     uint32_t bytes;
 } lplb__cuda_tables;
 

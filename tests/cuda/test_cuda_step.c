@@ -44,8 +44,7 @@ static void world_create_on(lplb_placement *placement, int32_t sources, int64_t 
     free(rank);
 }
 
-static void world_create(const char *shape, int32_t twice, int32_t sources, int64_t n,
-                         world *w) {
+static void world_create(const char *shape, int32_t twice, int32_t sources, int64_t n, world *w) {
     plan_instance instance;
     instance_create(find_plan_case(shape), 7, &instance);
     world_create_on(gpu_placement(&instance.hosts, twice), sources, n, w);
@@ -148,8 +147,8 @@ static void check_slots(const id_arrays *a, const int64_t *expected, int64_t n, 
     for (int64_t i = 0; i < n; i++) {
         int64_t slot = wide ? ((int64_t *)out)[i] : ((int32_t *)out)[i];
         if (slot == expected[i]) continue;
-        CHECK(false, "%s: slot %lld of id %lld, expected %lld", what, (long long)slot,
-              (long long)i, (long long)expected[i]);
+        CHECK(false, "%s: slot %lld of id %lld, expected %lld", what, (long long)slot, (long long)i,
+              (long long)expected[i]);
         break;
     }
     free(out);
@@ -163,7 +162,8 @@ static lplb_cuda_problem problem_of(const world *w) {
 static void check_report(lplb_cuda_planner *planner, const char *what) {
     lplb_cuda_report report;
     OK(lplb_cuda_report_read(planner, gpu_stream(), &report));
-    if (lplb_cuda_report_status(&report) != LPLB_OK) CHECK(false, "%s: %s", what, lplb_error_message());
+    if (lplb_cuda_report_status(&report) != LPLB_OK)
+        CHECK(false, "%s: %s", what, lplb_error_message());
 }
 
 /* ---- whole steps ---- */
@@ -207,7 +207,7 @@ static void test_run_types(void) {
 }
 
 static void test_run_placements(void) {
-    static const char *const shapes[] = {"eplb32",  "eplb64", "random16",      "everywhere",
+    static const char *const shapes[] = {"eplb32",   "eplb64",   "random16",      "everywhere",
                                          "one-rank", "torus4x8", "single-copies", "random8"};
     for (int i = 0; i < 8; i++)
         for (int32_t twice = 0; twice < 3; twice++)
@@ -307,7 +307,8 @@ static void test_shares(void) {
     float *device = gpu_copy(share, hosts, sizeof *share);
     id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
     for (int32_t s = 0; s < 3; s++) {
-        OK(lplb_dispatch_prepare_ratio(w.dispatcher, share, w.counts + s * w.placement->experts, s));
+        OK(lplb_dispatch_prepare_ratio(w.dispatcher, share, w.counts + s * w.placement->experts,
+                                       s));
         OK(lplb_dispatch_map(w.dispatcher, w.ids + s * w.n, LPLB_INT64, w.n, w.slots + s * w.n,
                              LPLB_INT64));
         put_ids(&arrays, w.ids + s * w.n);

@@ -198,7 +198,8 @@ void emulated_launch(void (*kernel)(const void *), const void *arguments, int bl
     std::vector<emulated_cluster> clusters((size_t)(blocks / cluster));
     std::vector<emulated_warp> warps((size_t)(blocks * (threads / 32)));
     std::vector<unsigned char> shared(shared_bytes * (size_t)blocks);
-    if (!seed && getenv("LPLB_EMULATOR_SEED")) seed = strtoull(getenv("LPLB_EMULATOR_SEED"), NULL, 10);
+    if (!seed && getenv("LPLB_EMULATOR_SEED"))
+        seed = strtoull(getenv("LPLB_EMULATOR_SEED"), NULL, 10);
     unsigned char *stack = (unsigned char *)malloc(STACK_BYTES * (size_t)(blocks * threads));
     if (!stack) abort();
     for (size_t i = 0; i < shared.size(); i++) shared[i] = 0xa5; /* nobody may count on zeros */

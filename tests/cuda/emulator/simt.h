@@ -9,9 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define DEVICE                static inline
-#define DEVICE_CALL           static
-#define KERNEL                extern "C"
+#define DEVICE      static inline
+#define DEVICE_CALL static
+#define KERNEL      extern "C"
 #define LPLB__CUDA_BOUNDS
 #define LPLB__CUDA_CONSTANT
 
