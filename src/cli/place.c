@@ -353,6 +353,9 @@ static void print_table(const place_work *w) {
     printf("%s: %d layers, %d experts in %d slots on %d ranks, from %lld %s\n",
            w->request.algorithm, p->layers, p->experts, p->slots, p->ranks, (long long)w->samples,
            w->samples == 1 ? "sum of loads" : "batches");
+    if (w->trace->kind == LPLB_TRACE_TOPK)
+        printf("batches of %lld tokens (--batch-tokens); replay on other batches than these\n",
+               (long long)w->request.config.batch_tokens);
     printf("predicted imbalance (max / mean of ranks) on these loads:\n");
     printf("  even split   mean %.4f   worst %.4f\n", w->even.mean, w->even.max);
     printf("  exact plan   mean %.4f   worst %.4f\n", w->exact.mean, w->exact.max);

@@ -64,7 +64,14 @@ static void print_header(const lplb_trace *trace, const lplb_replay_result *r) {
            (r->slots - r->experts) / r->ranks);
     if (r->layers < trace->layers)
         printf(", layers %d-%d", r->first_layer, r->first_layer + r->layers - 1);
-    printf("\n\n");
+    printf("\n");
+    for (int32_t i = 0; i < r->policies; i++) {
+        const lplb_placement *p = r->policy[i].placement;
+        if (strncmp(r->policy[i].policy, "file:", 5) || !p) continue;
+        printf("%s has %d slots a layer, and may have been made from the measured batches\n",
+               r->policy[i].policy, p->slots);
+    }
+    printf("\n");
 }
 
 static int name_width(const lplb_replay_result *r) {
