@@ -16,6 +16,7 @@
 #endif
 
 #include "cli/cli.h"
+#include "cli/doctor.h"
 
 static const char help[] =
     "Usage: lplb doctor [--json]\n"
@@ -149,6 +150,8 @@ static const optional_part parts[] = {
     {"NCCL", "collectives between GPUs (not used by this build)", "libnccl.so.2", NULL},
     {"NVSHMEM", "counts between GPUs of several nodes (not used by this build)",
      "libnvshmem_host.so.3", NULL},
+    {"DeepEP", "dispatch and combine in engines", NULL,
+     "python3 -c 'import importlib.metadata as m; print(m.version(\"deep_ep\"))' 2>/dev/null"},
     {"CLP", "independent LP solver of the benchmarks", "libClp.so.1",
      "pkg-config --modversion clp 2>/dev/null"},
     {"Python", "the tests' checks of the source text", NULL, "python3 --version 2>/dev/null"},
@@ -175,6 +178,10 @@ static json_t *describe_part(const optional_part *part) {
     bool has_library = part->libraries && find_library(part->libraries, library, sizeof library);
     bool has_command = part->command && first_line(part->command, version, sizeof version);
     bool found = part->libraries ? has_library : has_command;
+    if (found && !strcmp(part->name, "NCCL")) {
+        doctor_nccl_version(version, sizeof version);
+        has_command = *version != '\0';
+    }
     const char *detail = has_command ? version : library;
     return json_pack("{s:s, s:b, s:o, s:s}", "name", part->name, "found", found, "detail",
                      found && *detail ? json_string(detail) : json_null(), "for", part->purpose);
@@ -267,6 +274,22 @@ static void print_text(const json_t *document) {
     else printf("\nPlanner: FAILED: %s%s\n", text_of(check, "error"), text_of(check, "status"));
 }
 
+static void print_more(const json_t *document) {
+    const json_t *gpus = json_object_get(document, "gpus"), *item;
+    size_t i;
+    json_array_foreach(json_object_get(gpus, "devices"), i, item)
+        printf("GPU %zu     %s, %.1f GiB, %.1f free; driver %s, CUDA %s\n", i,
+               text_of(item, "name"), gib_of(item, "memory_bytes"), gib_of(item, "free_bytes"),
+               text_of(gpus, "driver"), text_of(gpus, "cuda"));
+    printf("Solvers: ");
+    json_array_foreach(json_object_get(document, "solvers"), i, item)
+        printf("%s%s %s", i ? ", " : "", text_of(item, "solver"),
+               json_is_true(json_object_get(item, "ok")) ? "verified" : "FAILED");
+    printf("\n\nFindings, and what to do (docs/troubleshooting.md):\n");
+    json_array_foreach(json_object_get(document, "findings"), i, item)
+        printf("  %s: %s\n", text_of(item, "finding"), text_of(item, "do"));
+}
+
 int cmd_doctor(int argc, char **argv) {
     static const struct option options[] = {
         {"json", no_argument, 0, 'j'}, {"help", no_argument, 0, 'h'}, {0, 0, 0, 0}};
@@ -280,16 +303,20 @@ int cmd_doctor(int argc, char **argv) {
     }
     if (optind < argc)
         return cli_fail(argv[0], EXIT_USAGE, "takes no arguments, not '%s'", argv[optind]);
-    bool ok;
-    json_t *document = json_pack("{s:s, s:s, s:o, s:o, s:o}", "schema", "lplb.doctor/1", "version",
-                                 lplb_version(), "system", describe_system(), "optional",
-                                 describe_parts(), "planner", check_planner(&ok));
+    bool ok, solvers_ok;
+    json_t *document = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "schema", "lplb.doctor/1",
+                                 "version", lplb_version(), "system", describe_system(), "gpus",
+                                 doctor_gpus(), "optional", describe_parts(), "planner",
+                                 check_planner(&ok), "solvers", doctor_solvers(&solvers_ok));
     if (!document) return cli_fail(argv[0], EXIT_FAILED, "out of memory");
+    json_object_set_new(document, "findings", doctor_findings(document));
+    ok = ok && solvers_ok;
     int code = EXIT_OK;
     if (json) {
         code = cli_print_json(document);
     } else {
         print_text(document);
+        print_more(document);
         json_decref(document);
     }
     return ok ? code : EXIT_FAILED;
