@@ -157,10 +157,12 @@ static void first_mapping(lplb__core *c, const lplb_placement *initial) {
     if (initial && status == LPLB_OK) {
         lplb__copy_map(c->active, initial);
         lplb__core_event(c, LPLB_EVENT_START, LPLB_OK, "the mapping given");
+        c->last_loss = -1;
     } else {
         for (int32_t layer = 0; layer < c->config.layers; layer++)
             lplb__round_robin_layer(&c->slots, lplb__row(c->active, layer));
         c->stats.fallbacks += initial != NULL;
+        c->last_loss = 0; /* nobody's choice: any loss is one to act on */
         lplb__core_event(c, initial ? LPLB_EVENT_FALLBACK : LPLB_EVENT_START, status,
                          initial ? "round robin, because %s" : "round robin%s",
                          initial ? lplb_error_message() : "");
@@ -248,26 +250,28 @@ static void set_interval(lplb__core *c, int64_t interval, const char *why) {
     c->next_decision = c->last_decision + interval;
 }
 
-/* Balance is lost when the loss grew by the factor and by more than a grain. */
+/* Balance is lost when the loss grew, since the last decision, by the factor and by more than a
+ * grain. */
 static bool balance_lost(const lplb__core *c, double loss) {
     static const double GRAIN = 0.005;
-    return loss > c->last_loss * c->config.shorter_above && loss > c->last_loss + GRAIN &&
-           1 + loss > c->config.keep_below;
+    return c->last_loss >= 0 && loss > c->last_loss * c->config.shorter_above &&
+           loss > c->last_loss + GRAIN && 1 + loss > c->config.keep_below;
 }
 
 static void check_interval(lplb__core *c) {
     double variance, loss;
     c->next_check = c->now + c->config.min_interval;
     lplb__core_measured(c, &variance, &loss);
-    if (c->config.mode == LPLB_INTERVAL_ADAPTIVE && c->last_variance >= 0) {
+    bool known = c->last_variance >= 0;
+    if (c->config.mode == LPLB_INTERVAL_ADAPTIVE) {
         if (balance_lost(c, loss)) set_interval(c, c->interval / 2, "balance is being lost");
-        else if (variance > c->config.shorter_above * c->last_variance)
+        else if (known && variance > c->config.shorter_above * c->last_variance)
             set_interval(c, c->interval / 2, "loads vary more");
-        else if (variance < c->config.longer_below * c->last_variance)
+        else if (known && variance < c->config.longer_below * c->last_variance)
             set_interval(c, c->interval * 2, "loads vary less");
     }
     c->last_variance = variance;
-    c->last_loss = loss;
+    if (c->last_loss < 0) c->last_loss = loss;
     c->stats.variance = variance;
     c->stats.balance_loss = loss;
 }
@@ -337,6 +341,7 @@ static lplb_status gather_loads(lplb__core *c) {
 static void decided(lplb__core *c) {
     c->last_decision = c->now;
     c->next_decision = c->now + c->interval;
+    c->last_loss = -1; /* the next check says what to compare with */
 }
 
 static void skip(lplb__core *c, const char *why, double before) {
@@ -519,7 +524,7 @@ static void end_moving(lplb__core *c) {
     c->moving = 0;
     c->doing = LPLB__IDLE;
     /* What the interval was measured against has changed. */
-    c->last_variance = -1;
+    c->last_variance = c->last_loss = -1;
 }
 
 static uint64_t chunk_digest(const lplb__core *c) {

@@ -89,7 +89,7 @@ lplb_status lplb__core_reset(lplb__core *c, const lplb_placement *placement) {
     c->usable = 1;
     c->n_lost = 0;
     c->announce = 1;
-    c->last_variance = -1;
+    c->last_variance = c->last_loss = -1;
     lplb__core_event(c, LPLB_EVENT_RESET, LPLB_OK, "the host brought a mapping of its own");
     return LPLB_OK;
 }
