@@ -93,8 +93,12 @@ static void set_environment(int64_t ranks) {
 int cmd_train(int argc, char **argv) {
     char trainer[PATH_SIZE], ranks[24];
     launch l;
-    if (!parse(argc, argv, &l)) return EXIT_USAGE;
-    if (!find_trainer(l.precision, trainer)) return without_trainer(argv[0], &l);
+    bool understood = parse(argc, argv, &l);
+    if (!understood || !find_trainer(l.precision, trainer)) {
+        int code = understood ? without_trainer(argv[0], &l) : EXIT_USAGE;
+        free(l.rest);
+        return code;
+    }
     set_environment(l.ranks);
     char **words = cli_need((size_t)l.n_rest + 16, sizeof *words);
     int n = 0;
