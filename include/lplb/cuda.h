@@ -115,8 +115,9 @@ LPLB_API lplb_status lplb_cuda_join(lplb_cuda_planner *planner, lplb_cuda_stream
 
 /* In device memory, written by every step; error stays until it is cleared. */
 typedef struct lplb_cuda_report {
-    uint64_t error;  /* 0 = none; else the code (-lplb_status) << 56, and in the bits below
-                        LPLB_CUDA_DETAIL_MASK - position or expert: the lowest of the gravest kind */
+    /* 0 = none; else the code (-lplb_status) << 56, and in the bits below LPLB_CUDA_DETAIL_MASK -
+     * position or expert: the lowest of the gravest kind */
+    uint64_t error;
     uint64_t steps;  /* plans made */
     int32_t outcome; /* lplb_outcome of the last plan, or -1 after an error */
     int32_t reused;  /* nonzero: it was the cached plan's shares */
