@@ -56,6 +56,9 @@ static lplb_status check_config(const lplb_cuda_config *c) {
     if (c->solver != LPLB_SOLVER_EXACT && c->solver != LPLB_SOLVER_EVEN)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU plans with exact or even, not with %s",
                          lplb_solver_name(c->solver));
+    if (c->locality)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU has no locality mode: plan with locality 0, or "
+                                           "with lplb_planner on the CPU");
     if (c->tolerance != 0 && !(c->tolerance >= 1 && c->tolerance <= 1e4))
         return LPLB_FAIL(LPLB_RANGE, "tolerance %g; 0 for none, or from 1 to 10000", c->tolerance);
     if (!(c->reuse >= 0 && c->reuse <= 2))

@@ -23,7 +23,7 @@ DEVICE void gather_sources(const step &a, int32_t from, int32_t threads) {
         ROLLED
         for (int32_t s = 0; s < a.sources; s++) {
             int64_t count = a.source_counts[(int64_t)s * a.experts + e];
-            if (count < 0 || total + count < 0) { /* settle_totals finds both */
+            if (count < 0 || count > INT64_MAX - total) { /* settle_totals finds both */
                 total = count < 0 ? INT64_MIN : INT64_MAX;
                 break;
             }
