@@ -33,7 +33,7 @@ static void lay_out(model *m, bool taking) {
         FIELD(t->q, N * D);
         FIELD(t->k, N * kv);
         FIELD(t->v, N * kv);
-        FIELD(t->prob, m->max_batch * c->heads * T * T);
+        FIELD(t->log_sum, N * c->heads);
         FIELD(t->mixed, N * D);
         FIELD(t->middle, N * D);
         FIELD(t->norm2, N * D);
@@ -64,7 +64,7 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->dq, N * D);
     FIELD(m->dk, N * kv);
     FIELD(m->dv, N * kv);
-    FIELD(m->square, T * T);
+    FIELD(m->scores, 2 * ATTENTION_ROWS * T);
     FIELD(m->hidden, N * widest);
     FIELD(m->dgate, N * widest);
     FIELD(m->dup, N * widest);
@@ -190,7 +190,8 @@ static void attention_half(model *m, int32_t l, const batch *b) {
     matmul_forward(t->v, t->norm1, m->param + p->wv, N, kv, D, 0);
     m->ops->rope(t->q, m->position, m->rotation, N, c->heads, d, 0);
     m->ops->rope(t->k, m->position, m->rotation, N, c->kv_heads, d, 0);
-    m->ops->attention_forward(t->mixed, t->prob, t->q, t->k, t->v, b->first, shape_of(m, b->B));
+    m->ops->attention_forward(t->mixed, t->log_sum, m->scores, t->q, t->k, t->v, b->first,
+                              shape_of(m, b->B));
     memcpy(t->middle, t->in, sizeof(real) * (size_t)(N * D));
     matmul_forward(t->middle, t->mixed, m->param + p->wo, N, D, D, 1);
 }
@@ -332,8 +333,8 @@ static void attention_half_backward(model *m, int32_t l, const batch *b) {
     int64_t N = b->B * c->context, D = c->width, d = D / c->heads, kv = d * c->kv_heads;
     matmul_backward_weight(m->grad + p->wo, m->dstream, t->mixed, N, D, D);
     matmul_backward_input(m->dmixed, m->dstream, m->param + p->wo, N, D, D, 0);
-    m->ops->attention_backward(m->dq, m->dk, m->dv, m->square, m->dmixed, t->prob, t->q, t->k, t->v,
-                               b->first, shape_of(m, b->B));
+    m->ops->attention_backward(m->dq, m->dk, m->dv, m->scores, m->dmixed, t->log_sum, t->q, t->k,
+                               t->v, b->first, shape_of(m, b->B));
     m->ops->rope(m->dq, m->position, m->rotation, N, c->heads, d, 1);
     m->ops->rope(m->dk, m->position, m->rotation, N, c->kv_heads, d, 1);
     matmul_backward_weight(m->grad + p->wq, m->dq, t->norm1, N, D, D);

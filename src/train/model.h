@@ -10,7 +10,7 @@ typedef struct layer_tape {
     real *in;            /* [N][D] residual stream before the layer */
     real *norm1, *rstd1; /* [N][D], [N] */
     real *q, *k, *v;     /* [N][H*d], [N][G*d], after rotation */
-    real *prob;          /* [B][H][T][T] */
+    real *log_sum;       /* [B][H][T] of the attention scores */
     real *mixed;         /* [N][D] attention output before wo */
     real *middle;        /* [N][D] residual stream between the halves */
     real *norm2, *rstd2; /* [N][D], [N] */
@@ -53,7 +53,7 @@ typedef struct model {
     real *slope;                           /* [moe_layers][scopes][E] of the balance loss */
     int64_t *scope_count;                  /* [B][E] */
     /* scratch of the backward */
-    real *dstream, *dnorm, *dmixed, *dq, *dk, *dv, *square; /* square [T][T] */
+    real *dstream, *dnorm, *dmixed, *dq, *dk, *dv, *scores; /* [2][ATTENTION_ROWS][T] */
     int32_t *order;                                         /* [N][K] of the router */
     real *hidden, *dgate, *dup, *dlogit, *dchoice;
     lplb__arena arena;

@@ -7,6 +7,8 @@
 
 #include "train/real.h"
 
+enum { ATTENTION_ROWS = 64 }; /* queries at a time */
+
 typedef struct attention_shape {
     int64_t B, T, H, G, d;
 } attention_shape;
@@ -30,13 +32,14 @@ typedef struct ops {
     void (*rope)(real *x, const int32_t *position, const real *rotation, int64_t N, int64_t heads,
                  int64_t d, int inverse);
     /* Causal attention inside documents: token t sees s in [first[t], t] of its sequence.
-     * q[N][H][d], k, v[N][G][d], out[N][H][d], prob[B][H][T][T] saved; head h reads key/value head
-     * h * G / H. */
-    void (*attention_forward)(real *out, real *prob, const real *q, const real *k, const real *v,
-                              const int32_t *first, attention_shape s);
-    /* dq, dk, dv overwritten; scratch[T][T] */
+     * q[N][H][d], k, v[N][G][d], out[N][H][d]; head h reads key/value head h * G / H. log_sum
+     * [B][H][T], log sum exp of a query's scaled scores, is what the backward needs to have the
+     * probabilities again (Dao et al., 2022). scratch[ATTENTION_ROWS][T] */
+    void (*attention_forward)(real *out, real *log_sum, real *scratch, const real *q, const real *k,
+                              const real *v, const int32_t *first, attention_shape s);
+    /* dq, dk, dv overwritten; scratch[2][ATTENTION_ROWS][T] */
     void (*attention_backward)(real *dq, real *dk, real *dv, real *scratch, const real *dout,
-                               const real *prob, const real *q, const real *k, const real *v,
+                               const real *log_sum, const real *q, const real *k, const real *v,
                                const int32_t *first, attention_shape s);
     /* out[n] = silu(gate[n]) * up[n], n items */
     void (*swiglu_forward)(real *out, const real *gate, const real *up, int64_t n);
@@ -46,6 +49,8 @@ typedef struct ops {
     /* Sum over tokens with target >= 0 of -log softmax(logits)[target]; logits[N][V] become
      * dlogits = (softmax - onehot) * scale, zero where target < 0. Returns the sum (double). */
     double (*cross_entropy)(real *logits, const int32_t *target, int64_t N, int64_t V, real scale);
+    /* Sum of squares, in a fixed order */
+    double (*square_sum)(const real *x, int64_t n);
 } ops;
 
 const ops *ops_cpu(void);

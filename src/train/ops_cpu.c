@@ -2,6 +2,62 @@
 
 #include <string.h>
 
+/* ---- sums ---- */
+
+/* Sums over LANES interleaved parts, added up at the end: one order on every machine, and an order
+ * that vector instructions can follow, which a plain loop's is not. */
+enum { LANES = 16 };
+
+static inline real add_lanes(const real *lane) {
+    real sum[LANES];
+    memcpy(sum, lane, sizeof sum);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; j++) sum[j] += sum[j + width];
+    return sum[0];
+}
+
+static inline real sum_row(const real *x, int64_t n) {
+    real lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] += x[i + j];
+    for (int j = 0; i + j < n; j++) lane[j] += x[i + j];
+    return add_lanes(lane);
+}
+
+static inline real dot_rows(const real *x, const real *y, int64_t n) {
+    real lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] += x[i + j] * y[i + j];
+    for (int j = 0; i + j < n; j++) lane[j] += x[i + j] * y[i + j];
+    return add_lanes(lane);
+}
+
+static inline real top_of(const real *x, int64_t n) {
+    real lane[LANES];
+    for (int j = 0; j < LANES; j++) lane[j] = x[0];
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (int j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    real top = lane[0];
+    for (int j = 1; j < LANES; j++) top = lane[j] > top ? lane[j] : top;
+    return top;
+}
+
+REAL_WIDE static double square_sum(const real *x, int64_t n) {
+    double lane[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    for (int j = 0; i + j < n; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    for (int j = 0; j < LANES; j++) sum += lane[j];
+    return sum;
+}
+
+/* ---- embedding, norm, positions ---- */
+
 static void embed_forward(real *out, const int32_t *token, const real *table, int64_t N,
                           int64_t D) {
     for (int64_t n = 0; n < N; n++)
@@ -19,9 +75,7 @@ static void embed_backward(real *dtable, const real *dout, const int32_t *token,
 REAL_WIDE static void rmsnorm_forward(real *out, real *rstd, const real *x, const real *gain,
                                       int64_t N, int64_t D, real eps) {
     for (int64_t n = 0; n < N; n++, x += D, out += D) {
-        real sum = 0;
-        for (int64_t i = 0; i < D; i++) sum += x[i] * x[i];
-        real r = 1 / real_sqrt(sum / (real)D + eps);
+        real r = 1 / real_sqrt(dot_rows(x, x, D) / (real)D + eps);
         for (int64_t i = 0; i < D; i++) out[i] = x[i] * r * gain[i];
         rstd[n] = r;
     }
@@ -58,72 +112,100 @@ static void rope(real *x, const int32_t *position, const real *rotation, int64_t
     }
 }
 
-/* row[i] = exp((row[i] - top) * scale) */
-REAL_WIDE static void exp_row(real *row, int64_t n, real top, real scale) {
-    for (int64_t i = 0; i < n; i++) row[i] = real_exp((row[i] - top) * scale);
+/* ---- attention ---- */
+
+/* row[i] = exp(row[i] * scale - top); returns the sum. */
+REAL_WIDE static real exp_row(real *row, int64_t n, real top, real scale) {
+    for (int64_t i = 0; i < n; i++) row[i] = real_exp(row[i] * scale - top);
+    return sum_row(row, n);
 }
 
-/* Row t of softmax over s in [first, t], zero elsewhere. */
-static void softmax_row(real *row, int64_t first, int64_t t, int64_t T, real scale) {
-    real top = row[first];
-    for (int64_t s = first + 1; s <= t; s++) top = row[s] > top ? row[s] : top;
-    exp_row(row + first, t + 1 - first, top, scale);
-    real sum = 0;
-    for (int64_t s = first; s <= t; s++) sum += row[s];
-    real inverse = 1 / sum;
-    for (int64_t s = first; s <= t; s++) row[s] *= inverse;
-    memset(row, 0, sizeof(real) * (size_t)first);
-    memset(row + t + 1, 0, sizeof(real) * (size_t)(T - 1 - t));
+REAL_WIDE static real top_row(const real *row, int64_t n) { return top_of(row, n); }
+
+REAL_WIDE static void scale_row(real *row, int64_t n, real scale) {
+    for (int64_t i = 0; i < n; i++) row[i] *= scale;
 }
 
-static void attention_forward(real *out, real *prob, const real *q, const real *k, const real *v,
-                              const int32_t *first, attention_shape s) {
+/* Queries are taken ATTENTION_ROWS at a time, with the keys that any of them sees: no T x T matrix
+ * is ever there, and most of what the mask would hide is not computed. */
+typedef struct query_block {
+    int64_t t0, rows;  /* queries [t0, t0 + rows) */
+    int64_t key, keys; /* keys [key, key + keys) */
+} query_block;
+
+static query_block block_at(const int32_t *first, int64_t t0, int64_t T) {
+    query_block b = {
+        .t0 = t0, .rows = T - t0 < ATTENTION_ROWS ? T - t0 : ATTENTION_ROWS, .key = t0};
+    for (int64_t t = t0; t < t0 + b.rows; t++) b.key = first[t] < b.key ? first[t] : b.key;
+    b.keys = t0 + b.rows - b.key;
+    return b;
+}
+
+/* Row of softmax over [from, to), zero elsewhere; returns log sum exp of the scaled scores. */
+static real softmax_row(real *row, int64_t from, int64_t to, int64_t keys, real scale) {
+    real top = top_row(row + from, to - from) * scale;
+    real sum = exp_row(row + from, to - from, top, scale);
+    scale_row(row + from, to - from, 1 / sum);
+    memset(row, 0, sizeof(real) * (size_t)from);
+    memset(row + to, 0, sizeof(real) * (size_t)(keys - to));
+    return top + (real)log((double)sum);
+}
+
+static void attention_forward(real *out, real *log_sum, real *scratch, const real *q, const real *k,
+                              const real *v, const int32_t *first, attention_shape s) {
     int64_t T = s.T, d = s.d, q_row = s.H * d, k_row = s.G * d;
     real scale = 1 / real_sqrt((real)d);
-    for (int64_t b = 0; b < s.B; b++)
-        for (int64_t h = 0; h < s.H; h++) {
-            int64_t g = h * s.G / s.H;
-            const real *qh = q + b * T * q_row + h * d;
-            const real *kh = k + b * T * k_row + g * d, *vh = v + b * T * k_row + g * d;
-            real *p = prob + (b * s.H + h) * T * T;
-            REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)T, (int)T, (int)d, 1, qh,
-                      (int)q_row, kh, (int)k_row, 0, p, (int)T);
-            for (int64_t t = 0; t < T; t++) softmax_row(p + t * T, first[b * T + t], t, T, scale);
-            REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)T, (int)d, (int)T, 1, p,
-                      (int)T, vh, (int)k_row, 0, out + b * T * q_row + h * d, (int)q_row);
+    for (int64_t head = 0; head < s.B * s.H; head++) {
+        int64_t b = head / s.H, h = head % s.H, g = h * s.G / s.H;
+        for (int64_t t0 = 0; t0 < T; t0 += ATTENTION_ROWS) {
+            query_block c = block_at(first + b * T, t0, T);
+            int64_t at_q = (b * T + t0) * q_row + h * d, at_k = (b * T + c.key) * k_row + g * d;
+            gemm_nt(c.rows, c.keys, d, q + at_q, q_row, k + at_k, k_row, 0, scratch, c.keys);
+            for (int64_t r = 0; r < c.rows; r++)
+                log_sum[head * T + t0 + r] =
+                    softmax_row(scratch + r * c.keys, first[b * T + t0 + r] - c.key,
+                                t0 + r + 1 - c.key, c.keys, scale);
+            gemm_nn(c.rows, d, c.keys, scratch, c.keys, v + at_k, k_row, 0, out + at_q, q_row);
         }
+    }
 }
 
-/* dS = P o (dP - rowsum(P o dP)), dP = dO V^T. */
+/* Scores to probabilities p, and dp to ds = p (dp - sum(p dp)) scale, over [from, to). */
+REAL_WIDE static void softmax_row_backward(real *p, real *dp, int64_t from, int64_t to,
+                                           int64_t keys, real log_sum, real scale) {
+    for (int64_t i = from; i < to; i++) p[i] = real_exp(p[i] * scale - log_sum);
+    real dot = dot_rows(p + from, dp + from, to - from);
+    for (int64_t i = from; i < to; i++) dp[i] = p[i] * (dp[i] - dot) * scale;
+    for (int64_t i = 0; i < from; i++) p[i] = dp[i] = 0;
+    for (int64_t i = to; i < keys; i++) p[i] = dp[i] = 0;
+}
+
+/* dP = dO V^T, dV += P^T dO, dQ = dS K, dK += dS^T Q. */
 static void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real *dout,
-                               const real *prob, const real *q, const real *k, const real *v,
+                               const real *log_sum, const real *q, const real *k, const real *v,
                                const int32_t *first, attention_shape s) {
     int64_t T = s.T, d = s.d, q_row = s.H * d, k_row = s.G * d;
-    real scale = 1 / real_sqrt((real)d);
+    real scale = 1 / real_sqrt((real)d), *p = scratch, *dp = scratch + ATTENTION_ROWS * T;
     memset(dk, 0, sizeof(real) * (size_t)(s.B * T * k_row));
     memset(dv, 0, sizeof(real) * (size_t)(s.B * T * k_row));
-    for (int64_t b = 0; b < s.B; b++)
-        for (int64_t h = 0; h < s.H; h++) {
-            int64_t g = h * s.G / s.H, at_q = b * T * q_row + h * d, at_k = b * T * k_row + g * d;
-            const real *p = prob + (b * s.H + h) * T * T;
-            REAL_GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, (int)T, (int)d, (int)T, 1, p, (int)T,
-                      dout + at_q, (int)q_row, 1, dv + at_k, (int)k_row);
-            REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)T, (int)T, (int)d, 1,
-                      dout + at_q, (int)q_row, v + at_k, (int)k_row, 0, scratch, (int)T);
-            for (int64_t t = 0; t < T; t++) {
-                const real *pt = p + t * T;
-                real *st = scratch + t * T, dot = 0;
-                int64_t from = first[b * T + t];
-                for (int64_t i = from; i <= t; i++) dot += pt[i] * st[i];
-                for (int64_t i = 0; i < T; i++)
-                    st[i] = i >= from && i <= t ? pt[i] * (st[i] - dot) * scale : 0;
-            }
-            REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)T, (int)d, (int)T, 1, scratch,
-                      (int)T, k + at_k, (int)k_row, 0, dq + at_q, (int)q_row);
-            REAL_GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, (int)T, (int)d, (int)T, 1, scratch,
-                      (int)T, q + at_q, (int)q_row, 1, dk + at_k, (int)k_row);
+    for (int64_t head = 0; head < s.B * s.H; head++) {
+        int64_t b = head / s.H, h = head % s.H, g = h * s.G / s.H;
+        for (int64_t t0 = 0; t0 < T; t0 += ATTENTION_ROWS) {
+            query_block c = block_at(first + b * T, t0, T);
+            int64_t at_q = (b * T + t0) * q_row + h * d, at_k = (b * T + c.key) * k_row + g * d;
+            gemm_nt(c.rows, c.keys, d, q + at_q, q_row, k + at_k, k_row, 0, p, c.keys);
+            gemm_nt(c.rows, c.keys, d, dout + at_q, q_row, v + at_k, k_row, 0, dp, c.keys);
+            for (int64_t r = 0; r < c.rows; r++)
+                softmax_row_backward(p + r * c.keys, dp + r * c.keys, first[b * T + t0 + r] - c.key,
+                                     t0 + r + 1 - c.key, c.keys, log_sum[head * T + t0 + r], scale);
+            gemm_tn(c.keys, d, c.rows, p, c.keys, dout + at_q, q_row, 1, dv + at_k, k_row);
+            gemm_nn(c.rows, d, c.keys, dp, c.keys, k + at_k, k_row, 0, dq + at_q, q_row);
+            gemm_tn(c.keys, d, c.rows, dp, c.keys, q + at_q, q_row, 1, dk + at_k, k_row);
         }
+    }
 }
+
+/* ---- the rest ---- */
 
 REAL_WIDE static void swiglu_forward(real *out, const real *gate, const real *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1 + real_exp(-gate[i])) * up[i];
@@ -147,14 +229,9 @@ static double cross_entropy(real *logits, const int32_t *target, int64_t N, int6
             memset(row, 0, sizeof(real) * (size_t)V);
             continue;
         }
-        real top = row[0], sum = 0;
-        for (int64_t i = 1; i < V; i++) top = row[i] > top ? row[i] : top;
-        real hit = row[target[n]] - top;
-        exp_row(row, V, top, 1);
-        for (int64_t i = 0; i < V; i++) sum += row[i];
+        real top = top_row(row, V), hit = row[target[n]] - top, sum = exp_row(row, V, top, 1);
         loss += log((double)sum) - (double)hit;
-        real factor = scale / sum;
-        for (int64_t i = 0; i < V; i++) row[i] *= factor;
+        scale_row(row, V, scale / sum);
         row[target[n]] -= scale;
     }
     return loss;
@@ -162,8 +239,8 @@ static double cross_entropy(real *logits, const int32_t *target, int64_t N, int6
 
 const ops *ops_cpu(void) {
     static const ops table = {
-        "cpu",        embed_forward,     embed_backward,     rmsnorm_forward, rmsnorm_backward,
-        rope,         attention_forward, attention_backward, swiglu_forward,  swiglu_backward,
-        cross_entropy};
+        "cpu",         embed_forward,     embed_backward,     rmsnorm_forward, rmsnorm_backward,
+        rope,          attention_forward, attention_backward, swiglu_forward,  swiglu_backward,
+        cross_entropy, square_sum};
     return &table;
 }

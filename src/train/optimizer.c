@@ -220,18 +220,14 @@ lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g) {
 
 lplb_status optimizer_norm(const model *m, const grid *g, double *norm) {
     const experts *x = m->experts;
-    double sum = 0, expert_sum = 0;
-    for (int64_t i = 0; i < m->layout.items; i++) sum += (double)m->grad[i] * (double)m->grad[i];
+    double sum = m->ops->square_sum(m->grad, m->layout.items), expert_sum = 0;
     for (int32_t l = 0; l < m->layout.moe_layers; l++) {
         const int32_t *expert_of =
             x->placement->physical_to_logical + (int64_t)l * x->placement->slots;
         for (int32_t s = x->first_slot; s < x->first_slot + x->local_slots; s++) {
             bool lowest = expert_of[s] >= 0;
             for (int32_t p = 0; p < s && lowest; p++) lowest = expert_of[p] != expert_of[s];
-            if (!lowest) continue;
-            const real *gradient = local_gradient(x, l, s);
-            for (int64_t i = 0; i < x->expert_items; i++)
-                expert_sum += (double)gradient[i] * (double)gradient[i];
+            if (lowest) expert_sum += m->ops->square_sum(local_gradient(x, l, s), x->expert_items);
         }
     }
     LPLB_TRY(g->expert->table->all_reduce_sum(g->expert, &expert_sum, 1, ELEMENT_DOUBLE));

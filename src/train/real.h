@@ -55,26 +55,38 @@ static inline real real_exp(real x) {
 #define REAL_WIDE
 #endif
 
+/* c[m][n] = a b + beta c, a [m][k] and b [k][n], n: as it lies, t: transposed; rows are *_row
+ * numbers apart. */
+static inline void gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
+                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
+    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row, b,
+              (int)b_row, beta, c, (int)c_row);
+}
+static inline void gemm_nn(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
+                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
+    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row,
+              b, (int)b_row, beta, c, (int)c_row);
+}
+static inline void gemm_tn(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
+                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
+    REAL_GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row, b,
+              (int)b_row, beta, c, (int)c_row);
+}
+
 /* y[M][N] = x[M][K] w[N][K]^T + beta y: a linear layer's forward, weights [out][in]. */
 static inline void matmul_forward(real *y, const real *x, const real *w, int64_t M, int64_t N,
                                   int64_t K, real beta) {
-    if (M == 0) return;
-    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)M, (int)N, (int)K, 1, x, (int)K, w,
-              (int)K, beta, y, (int)N);
+    if (M > 0) gemm_nt(M, N, K, x, K, w, K, beta, y, N);
 }
 /* dx[M][K] = dy[M][N] w[N][K] + beta dx */
 static inline void matmul_backward_input(real *dx, const real *dy, const real *w, int64_t M,
                                          int64_t N, int64_t K, real beta) {
-    if (M == 0) return;
-    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)M, (int)K, (int)N, 1, dy, (int)N, w,
-              (int)K, beta, dx, (int)K);
+    if (M > 0) gemm_nn(M, K, N, dy, N, w, K, beta, dx, K);
 }
 /* dw[N][K] += dy[M][N]^T x[M][K]: accumulates in place, no temporary. */
 static inline void matmul_backward_weight(real *dw, const real *dy, const real *x, int64_t M,
                                           int64_t N, int64_t K) {
-    if (M == 0) return;
-    REAL_GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, (int)N, (int)K, (int)M, 1, dy, (int)N, x,
-              (int)K, 1, dw, (int)K);
+    if (M > 0) gemm_tn(N, K, M, dy, N, x, K, 1, dw, K);
 }
 
 #endif

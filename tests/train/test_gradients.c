@@ -40,7 +40,7 @@ enum { B = 2 };
 typedef struct fixture {
     model *m;
     lplb__group *group;
-    int32_t token[B * 64], target[B * 64], first[B * 64];
+    int32_t token[B * 160], target[B * 160], first[B * 160];
     batch batch;
 } fixture;
 
@@ -55,8 +55,8 @@ static void open_fixture(fixture *f, const model_config *config, uint64_t seed) 
     for (int64_t i = 0; i < N; i++) {
         f->token[i] = (int32_t)lplb__rng_below(&rng, config->vocab);
         f->target[i] = (int32_t)lplb__rng_below(&rng, config->vocab);
-        f->first[i] = i % T < 5 ? 0 : 5; /* two documents a sequence */
-        if (i % T == 4 || i % T == T - 1) f->target[i] = -1;
+        f->first[i] = i % T < 5 ? 0 : i % T < 70 ? 5 : 70; /* documents of a sequence */
+        if (i % T == 4 || i % T == 69 || i % T == T - 1) f->target[i] = -1;
         counted += f->target[i] >= 0;
     }
     f->batch = (batch){B, f->token, f->target, f->first, (double)counted, (double)N};
@@ -145,6 +145,15 @@ static void test_dense_and_shared(void **state) {
     check_model("dense layer, shared expert, untied head", &c, 5);
 }
 
+/* Several blocks of queries, the last one not full, and documents that begin inside one. */
+static void test_long_context(void **state) {
+    (void)state;
+    model_config c = small();
+    c.context = 2 * ATTENTION_ROWS + 13;
+    c.bias_rate = 0.01; /* the selection's bias has no gradient and changes none */
+    check_model("attention in blocks", &c, 8);
+}
+
 static void test_capacity(void **state) {
     (void)state;
     model_config c = small();
@@ -156,9 +165,8 @@ static void test_capacity(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_softmax),
-        cmocka_unit_test(test_sigmoid),
-        cmocka_unit_test(test_dense_and_shared),
+        cmocka_unit_test(test_softmax),          cmocka_unit_test(test_sigmoid),
+        cmocka_unit_test(test_dense_and_shared), cmocka_unit_test(test_long_context),
         cmocka_unit_test(test_capacity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
