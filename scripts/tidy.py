@@ -24,8 +24,8 @@ LAYER = {"base": 0, "io": 1, "comm": 1, "plan": 2, "dispatch": 2, "cuda": 2.5, "
 PURE = {"base", "plan", "dispatch", "cuda"}
 # The layer that implements a public header.
 PUBLIC = {"status": "base", "export": "base", "plan": "plan", "dispatch": "dispatch",
-          "placement": "placement", "cuda": "cuda", "trace": "io", "gen": "io", "comm": "comm",
-          "replay": "replay",
+          "placement": "placement", "cuda": "cuda", "cuda_comm": "cuda", "trace": "io",
+          "gen": "io", "comm": "comm", "replay": "replay",
           "lplb": "replay", "tracker": "runtime", "runtime": "runtime", "online": "replay",
           "monitor": "runtime", "comm_mpi": "comm", "tuning": "runtime",
           "advise": "runtime"}

@@ -21,6 +21,7 @@ LPLB_BEGIN_DECLS
 typedef void *lplb_cuda_stream; /* a cudaStream_t */
 
 typedef struct lplb_cuda_planner lplb_cuda_planner;
+typedef struct lplb_cuda_comm lplb_cuda_comm; /* lplb/cuda_comm.h */
 
 /* Zero-initialise, set struct_size. Arrays are copied. */
 typedef struct lplb_cuda_config {
@@ -43,6 +44,9 @@ typedef struct lplb_cuda_config {
                          allows it (docs/gpu.md) */
     int64_t max_ids;  /* most ids of a step */
     int32_t n_sms;    /* multiprocessors a step may use; 0 = all */
+    /* lplb_cuda_run then shares the counts of the communicator's ranks, which are the sources
+     * (sources 0 or their number). It must outlive the planner. NULL = source_counts are given */
+    lplb_cuda_comm *comm;
 } lplb_cuda_config;
 
 /* Allocates everything, on the device too. LPLB_DEVICE with CUDA's message; LPLB_UNSUPPORTED for
@@ -78,8 +82,9 @@ typedef struct lplb_cuda_ids {
 /* What is planned. Zero-initialise, set struct_size. */
 typedef struct lplb_cuda_problem {
     size_t struct_size;
-    const int64_t *source_counts; /* device [S][E]. run: NULL = the ids' own counts are all */
-    const int64_t *fixed;         /* device [G] tokens that cannot move, or NULL */
+    /* device [S][E]. run: NULL = the ids' own counts are all, or those that comm shares */
+    const int64_t *source_counts;
+    const int64_t *fixed; /* device [G] tokens that cannot move, or NULL */
     /* results wanted, or NULL */
     int64_t *counts; /* device [E] of all sources */
     int64_t *split;  /* device [hosts] in the order of lplb_placement_hosts */
@@ -87,7 +92,7 @@ typedef struct lplb_cuda_problem {
     float *share;    /* device [hosts] split / counts, for lplb_cuda_map_shares */
 } lplb_cuda_problem;
 
-/* The whole step. With one source, or source_counts given. */
+/* The whole step. With one source, a communicator, or source_counts given. */
 LPLB_API lplb_status lplb_cuda_run(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
                                    const lplb_cuda_problem *problem, lplb_cuda_stream stream);
 

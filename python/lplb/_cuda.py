@@ -29,7 +29,8 @@ class Config(ctypes.Structure):
                 ("layer", c_int32), ("speed", c_void_p), ("sources", c_int32),
                 ("source_rank", c_void_p), ("node", c_void_p), ("solver", c_int),
                 ("ipm", c.IpmOptions), ("tolerance", c_double), ("reuse", c_double),
-                ("locality", c_int32), ("max_ids", c_int64), ("n_sms", c_int32)]
+                ("locality", c_int32), ("max_ids", c_int64), ("n_sms", c_int32),
+                ("comm", c_void_p)]
 
 
 class IdsStruct(ctypes.Structure):

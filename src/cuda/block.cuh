@@ -34,6 +34,7 @@ typedef struct block_state {
     int64_t bound_numerator, bound_denominator;
     int64_t scratch[2];      /* totals of the cached batch and of this one, fixed tokens left out */
     int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
+    uint64_t turn;           /* of sharing counts with the peers; 0 = that has ended */
 } block_state;
 
 static_assert(sizeof(block_state) <= LPLB__CUDA_STATE_BYTES, "make room for it in step.h");
@@ -56,10 +57,12 @@ DEVICE void stamp(const step &a, int point) {
 #endif
 }
 
-/* Keeps the gravest error: the highest code, then the lowest detail. */
+/* Of two errors the graver is the larger word: the highest code, then the lowest detail. */
+DEVICE uint64_t error_word(lplb_status status, int64_t detail) {
+    return (uint64_t)(-(int)status) << 56 | (LPLB_CUDA_DETAIL_MASK - (uint64_t)detail);
+}
 DEVICE void report_error(const step &a, lplb_status status, int64_t detail) {
-    uint64_t word = (uint64_t)(-(int)status) << 56 | (LPLB_CUDA_DETAIL_MASK - (uint64_t)detail);
-    atomic_max(&a.memory->report.error, word);
+    atomic_max(&a.memory->report.error, error_word(status, detail));
 }
 
 /* Tokens of a host after solving. */

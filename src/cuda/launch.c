@@ -88,6 +88,48 @@ static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cud
     return LPLB_OK;
 }
 
+/* The counts of a step that the ranks of a communicator share. */
+static lplb_status check_shared(const lplb_cuda_planner *p, const lplb__cuda_step *step) {
+    const lplb_cuda_comm *comm = p->comm;
+    if (step->source_counts)
+        return LPLB_FAIL(LPLB_INVALID, "source_counts and a communicator: the planner shares "
+                                       "counts itself");
+    if (!(step->stages & LPLB__CUDA_STAGE_MAP))
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "with a communicator, lplb_cuda_start takes "
+                                           "source_counts that were gathered, not ids");
+    if (step->source != comm->config.rank)
+        return LPLB_FAIL(LPLB_INVALID, "source %d, but this is rank %d of the communicator",
+                         step->source, comm->config.rank);
+    if (comm->dead != LPLB_OK)
+        return LPLB_FAIL(LPLB_REMOTE,
+                         "the communicator is dead since a rank was gone or late: make it again on "
+                         "all ranks");
+    return LPLB_OK;
+}
+
+/* With NCCL the counts travel between two launches; between peers, inside one. */
+static lplb_status launch_shared(const lplb_cuda_planner *p, lplb__cuda_step *step,
+                                 cudaStream_t stream) {
+    const lplb_cuda_comm *comm = p->comm;
+    if (comm->nccl) {
+        lplb__cuda_step count = p->step;
+        count.stages = LPLB__CUDA_STAGE_COUNT;
+        count.ids = step->ids;
+        count.ids_bytes = step->ids_bytes;
+        count.n = step->n;
+        count.n_device = step->n_device;
+        count.topk = step->topk;
+        count.source = step->source;
+        count.counts = comm->own;
+        LPLB_TRY(launch(p, &count, stream));
+        LPLB_TRY(
+            lplb__nccl_all_gather(comm->nccl, comm->own, comm->gathered, step->experts, stream));
+    }
+    if (comm->transport == LPLB_CUDA_TRANSPORT_NCCL) step->source_counts = comm->gathered;
+    else step->peers = comm->peers;
+    return launch(p, step, stream);
+}
+
 /* Checks everything, so that nothing is launched in part. ids or problem may be NULL. */
 static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
                            const lplb_cuda_ids *ids, const lplb_cuda_problem *problem) {
@@ -100,6 +142,7 @@ static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
     if (plans && !counts && !step->source_counts)
         return LPLB_FAIL(LPLB_INVALID, "source_counts is NULL: without ids there is nothing to "
                                        "plan for");
+    if (plans && counts && p->comm) return check_shared(p, step);
     if (plans && counts && !step->source_counts && p->sources > 1)
         return LPLB_FAIL(LPLB_INVALID,
                          "there are %d sources: gather their counts and give them as "
@@ -119,7 +162,9 @@ static lplb_status run_stages(lplb_cuda_planner *planner, int32_t stages, const 
     step.split_in = split;
     step.share_in = share;
     lplb_status status = prepare(planner, &step, ids, problem);
-    if (status == LPLB_OK) status = launch(planner, &step, stream);
+    bool shared = planner->comm && (stages & LPLB__CUDA_STAGE_SOLVE) && ids;
+    if (status == LPLB_OK)
+        status = shared ? launch_shared(planner, &step, stream) : launch(planner, &step, stream);
     lplb__cuda_leave(&scope);
     return status;
 }

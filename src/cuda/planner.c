@@ -67,6 +67,8 @@ static lplb_status check_config(const lplb_cuda_config *c) {
     if (c->max_ids < 0 || c->max_ids > MOST_IDS)
         return LPLB_FAIL(LPLB_RANGE, "max_ids %lld is outside [0, %d]", (long long)c->max_ids,
                          MOST_IDS);
+    if (c->comm)
+        LPLB_TRY(lplb__cuda_comm_fits(c->comm, c->device, c->sources, c->placement->experts));
     if (c->n_sms < 0) return LPLB_FAIL(LPLB_RANGE, "n_sms %d; 0 for all, or more", c->n_sms);
     return LPLB_OK;
 }
@@ -164,6 +166,35 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     return LPLB_OK;
 }
 
+/* FNV-1a (Fowler, Noll, Vo), 32 bits. */
+static uint32_t hash_bytes(uint32_t hash, const void *data, size_t bytes) {
+    const unsigned char *byte = data;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ byte[i]) * 0x01000193u;
+    return hash;
+}
+
+static lplb_status fill_tables(lplb_cuda_planner *p, const lplb_placement *placement,
+                               int32_t layer) {
+    const lplb__cuda_tables *tables = &p->step.tables;
+    lplb__cuda_header *header = (lplb__cuda_header *)p->staging;
+    LPLB_TRY(lplb__cuda_build_tables(tables, placement, layer, p->speed, p->staging));
+    header->tag = (int32_t)hash_bytes(p->options_tag, p->staging, tables->bytes);
+    return LPLB_OK;
+}
+
+lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *tag) {
+    if (!planner || planner->magic != PLANNER_MAGIC)
+        return LPLB_FAIL(LPLB_INVALID, "not a planner, or one that was destroyed");
+    *tag = ((const lplb__cuda_header *)planner->staging)->tag;
+    return LPLB_OK;
+}
+
+static uint32_t hash_options(const lplb_cuda_planner *p) {
+    const int64_t option[] = {p->step.solver, p->step.tolerance, p->step.reuse, p->locality,
+                              p->sources};
+    return hash_bytes(0x811c9dc5u, option, sizeof option);
+}
+
 static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
     LPLB_CUDA_TRY(cudaMemcpyAsync((void *)p->step.block, p->staging, p->step.tables.bytes,
                                   cudaMemcpyHostToDevice, stream));
@@ -181,7 +212,7 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
         memcpy(p->speed, c->speed, (size_t)s->ranks * sizeof *p->speed);
     }
     LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
-    LPLB_TRY(lplb__cuda_build_tables(&s->tables, c->placement, c->layer, p->speed, p->staging));
+    LPLB_TRY(fill_tables(p, c->placement, c->layer));
     LPLB_TRY(choose_threads(p, shared_bytes, clusters));
     LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
     LPLB_TRY(allocate(p));
@@ -220,6 +251,8 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
     p->magic = PLANNER_MAGIC;
     p->device = config->device;
     p->sources = config->sources > 0 ? config->sources : 1;
+    if (config->comm && config->sources == 0) p->sources = config->comm->config.ranks;
+    p->comm = config->comm;
     p->locality = config->locality;
     p->max_ids = config->max_ids;
     p->step.experts = config->placement->experts;
@@ -229,6 +262,7 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
     p->step.tolerance = llround(config->tolerance * (1 << TOLERANCE_BITS));
     p->step.reuse = llround(config->reuse * (1 << TOLERANCE_BITS));
     p->step.timeout_ns = TIMEOUT_NS;
+    p->options_tag = hash_options(p);
     lplb__cuda_scope scope = {0, 0};
     lplb_status status = lplb__cuda_enter(p, &scope);
     if (status == LPLB_OK) {
@@ -268,7 +302,7 @@ static lplb_status update(lplb_cuda_planner *p, const lplb_placement *placement,
                          s->experts, s->slots, s->ranks, placement->experts, placement->slots,
                          placement->ranks);
     LPLB_CUDA_TRY(cudaEventSynchronize(p->staged)); /* the tables before have left */
-    LPLB_TRY(lplb__cuda_build_tables(&s->tables, placement, layer, p->speed, p->staging));
+    LPLB_TRY(fill_tables(p, placement, layer));
     LPLB_TRY(send_tables(p, stream));
     LPLB_CUDA_TRY(cudaMemsetAsync(&s->memory->cached, 0, sizeof s->memory->cached, stream));
     return LPLB_OK;
@@ -291,6 +325,7 @@ const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planne
 
 static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_cuda_report *out) {
     LPLB_TRY(lplb__cuda_not_captured(stream, "reading the report"));
+    if (p->comm) LPLB_TRY(lplb__cuda_comm_wait(p->comm, stream));
     LPLB_CUDA_TRY(
         cudaMemcpyAsync(out, &p->step.memory->report, sizeof *out, cudaMemcpyDeviceToHost, stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(stream));
@@ -328,7 +363,22 @@ lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
         return LPLB_FAIL(code, "expert %lld: ids, counts and split do not agree", detail);
     case LPLB_OVERFLOW: return LPLB_FAIL(code, "the tokens of one problem exceed 2^62");
     case LPLB_TIMEOUT:
+        if (detail > 0)
+            return LPLB_FAIL(code,
+                             "rank %lld did not share its counts in time: it is gone or late; make "
+                             "the communicator again on all ranks",
+                             detail - 1);
         return LPLB_FAIL(code, "blocks of a step waited in vain for the others' counts");
+    case LPLB_REMOTE:
+        return LPLB_FAIL(code,
+                         "rank %lld has left, or waited for another rank in vain: make the "
+                         "communicator again on all ranks",
+                         detail);
+    case LPLB_DISAGREE:
+        return LPLB_FAIL(code,
+                         "rank %lld plans for another placement, or with other options: give all "
+                         "ranks the same and call them in the same order",
+                         detail);
     default: return LPLB_FAIL(code, "the step failed on the device (detail %lld)", detail);
     }
 }

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "cuda/build_tables.h"
+#include "cuda/comm.h"
 #include "cuda/shape.h"
 
 struct lplb_cuda_planner {
@@ -24,6 +25,8 @@ struct lplb_cuda_planner {
     cudaStream_t stream;    /* for making and reading; never for steps */
     cudaEvent_t staged, begun, planned;
     bool started;
+    lplb_cuda_comm *comm; /* or NULL */
+    uint32_t options_tag; /* of what the tables do not hold */
 };
 
 /* The device of the planner for as long as a call lasts. */
@@ -40,6 +43,9 @@ lplb_status lplb__cuda_check(cudaError_t error, const char *what);
 
 /* LPLB_STATE if the stream is being captured. */
 lplb_status lplb__cuda_not_captured(cudaStream_t stream, const char *what);
+
+/* What ranks that share counts must have alike. */
+lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *tag);
 
 /* One argument, the step. */
 typedef void lplb__cuda_kernel(const lplb__cuda_step step);

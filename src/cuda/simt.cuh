@@ -139,6 +139,15 @@ DEVICE uint64_t load_word(const uint64_t *word) {
 DEVICE void store_word(uint64_t *word, uint64_t value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
+/* The same for words that other devices write or read. */
+DEVICE uint64_t load_peer_word(const uint64_t *word) {
+    uint64_t value;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+    return value;
+}
+DEVICE void store_peer_word(uint64_t *word, uint64_t value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
 DEVICE void spin_pause() {}
 DEVICE int64_t cycles() { return clock64(); }
 DEVICE uint64_t clock_ns() {

@@ -5,6 +5,7 @@
 
 #include "cuda/block.cuh"
 #include "cuda/pairs.cuh"
+#include "cuda/peers.cuh"
 #include "cuda/rows_augment.cuh"
 
 /* As in src/plan/planner.c. */
@@ -48,6 +49,8 @@ DEVICE bool take_totals(const step &a) {
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
     int32_t shift = NARROW_BITS - 32 + leading_zeros((uint32_t)(a.experts + a.ranks));
     uint64_t large = header_of(a)->speeds; /* they need products of 128 bits */
+    bool own = !a.source_counts && !shares_with_peers(a);
+    if (shares_with_peers(a) && !take_peers(a)) large = 1;
     ROLLED
     for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
         if (!agrees(a, e)) {
@@ -55,7 +58,7 @@ DEVICE bool take_totals(const step &a) {
             state_of(a)->failed = 1;
             large = 1;
         }
-        if (!a.source_counts) {
+        if (own) {
             tokens[e] = shared_array(a, mine, int32_t)[e];
             before[e] = 0;
         }

@@ -2,6 +2,7 @@
  * cluster of blocks, or several clusters. Every block plans for itself, from the same integers to
  * the same plan, so the counts are all that blocks wait for. */
 #include "cuda/ids.cuh"
+#include "cuda/peers.cuh"
 #include "cuda/segments.cuh"
 #include "cuda/share.cuh"
 #include "cuda/solve.cuh"
@@ -50,6 +51,7 @@ DEVICE void begin_plan(const step &a) {
     block_state *state = state_of(a);
     state->narrow = 1;
     state->bound_denominator = 1;
+    if (shares_with_peers(a)) state->turn = next_turn(a);
     if (a.reuse) state->cached = a.memory->cached;
     if (a.reuse) state->current = a.memory->current;
 }
@@ -163,6 +165,7 @@ DEVICE void advance_memory(const step &a, uint32_t epoch) {
     const block_state *state = state_of(a);
     if (thread_index() != 0) return;
     if (a.clusters > 1) a.memory->epoch = epoch;
+    if (shares_with_peers(a)) end_turn(a);
     if (!(a.stages & LPLB__CUDA_STAGE_SOLVE) || !a.reuse || state->reused || state->failed) return;
     a.memory->current = state->cached ? 1 - state->current : 0;
     a.memory->cached = 1;
@@ -191,6 +194,7 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
         block_barrier();
         stamp(a, 2);
         share_counts(a, epoch);
+        if (shares_with_peers(a)) push_counts(a);
     } else {
         cluster_wait();
     }
@@ -214,7 +218,7 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
         write_counts(a);
     }
     stamp(a, 8);
-    if (!first || (!a.reuse && a.clusters == 1)) return;
+    if (!first || (!a.reuse && a.clusters == 1 && !shares_with_peers(a))) return;
     block_barrier();
     advance_memory(a, epoch);
 }

@@ -64,6 +64,27 @@ typedef struct lplb__cuda_memory {
 #endif
 } lplb__cuda_memory;
 
+/* Ranks that share their counts through each other's memory (peers.cuh): as many as the largest
+ * NVLink domain has, and a table of them still fits the kernel's arguments. */
+enum { LPLB__CUDA_MAX_PEERS = 72 };
+
+/* The words of one turn, in every rank's memory: a row for each source, of a tag word and a word
+ * for each expert; epoch << 32 | value. Behind both turns' rows: a word for each rank of the node
+ * that is not 0 once that rank has stopped sharing. */
+enum { LPLB__CUDA_ROW_HEAD = 1 };
+
+typedef struct lplb__cuda_peers {
+    uint64_t *turns;     /* steps shared so far; then the error that ended it, 0 = none */
+    uint64_t *words;     /* ours; NULL: the step does not share */
+    const int64_t *rail; /* [nodes][E] counts of the ranks that have our place on their nodes, or
+                            NULL = one node */
+    int32_t row_words;
+    int32_t nodes, node;  /* ranks are numbered node by node */
+    int32_t ranks, local; /* of the node, and our number on it */
+    uint64_t timeout_ns;
+    uint64_t *target[LPLB__CUDA_MAX_PEERS]; /* the words of the node's ranks, ours included */
+} lplb__cuda_peers;
+
 typedef struct lplb__cuda_step {
     /* fixed when the planner is made */
     const unsigned char *block; /* the tables */
@@ -97,6 +118,7 @@ typedef struct lplb__cuda_step {
     const int32_t *segment_slot;     /* [P] */
     int64_t *counts, *split, *loads; /* outputs or NULL */
     float *share;
+    lplb__cuda_peers peers;
 } lplb__cuda_step;
 
 #endif

@@ -66,6 +66,8 @@ typedef struct lplb__cuda_header {
     int32_t components; /* with movable experts */
     int32_t rows, chunks;
     int32_t widest_row; /* chunks */
+    int32_t tag;        /* of what ranks that share counts must have alike */
+    int32_t unused;
     int64_t total_speed;
 } lplb__cuda_header;
 

@@ -1,8 +1,10 @@
 #include "emulator/cuda_runtime_api.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -64,6 +66,26 @@ cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *,
     return cudaSuccess;
 }
 
+/* Every rank a GPU of its own to NCCL's eyes, all in one process: their memory is simply there. */
+cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int) {
+    static std::atomic<int> made;
+    snprintf(id, (size_t)bytes, "0000:%02x:00.0", made++ & 255);
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) {
+    *can = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *) {
+    memset(handle, 0, sizeof *handle);
+    return cudaSuccess;
+}
+cudaError_t cudaIpcOpenMemHandle(void **, cudaIpcMemHandle_t, unsigned) {
+    return cudaErrorInvalidValue;
+}
+cudaError_t cudaIpcCloseMemHandle(void *) { return cudaSuccess; }
+
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     *pointer = malloc(bytes ? bytes : 1);
     if (*pointer) memset(*pointer, 0x5a, bytes);
@@ -97,6 +119,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     delete stream;
     return cudaSuccess;
 }
+cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return is_captured(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
@@ -120,7 +143,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
-    static enum cudaStreamCaptureMode present = cudaStreamCaptureModeGlobal;
+    static thread_local enum cudaStreamCaptureMode present = cudaStreamCaptureModeGlobal;
     enum cudaStreamCaptureMode before = present;
     present = *mode;
     *mode = before;
@@ -158,7 +181,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
 }
 
-static void (*running)(const lplb__cuda_step);
+static thread_local void (*running)(const lplb__cuda_step);
 static void call(const void *arguments) { running(*(const lplb__cuda_step *)arguments); }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *kernel,

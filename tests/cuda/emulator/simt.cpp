@@ -12,7 +12,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-emulated_thread *emulated_self;
+thread_local emulated_thread *emulated_self;
 
 namespace {
 
@@ -36,7 +36,7 @@ struct machine {
     uint64_t random;
 };
 
-machine *now;
+thread_local machine *now;
 uint64_t seed;
 
 uint64_t next_random() {
@@ -48,9 +48,9 @@ uint64_t next_random() {
 
 #if defined(__SANITIZE_ADDRESS__)
 /* The sanitizer follows a switch of stacks that it is told of; setjmp would hide it. */
-void *scheduler_fake;
-const void *scheduler_stack;
-size_t scheduler_bytes;
+thread_local void *scheduler_fake;
+thread_local const void *scheduler_stack;
+thread_local size_t scheduler_bytes;
 
 void leave(fibre *f) {
     void *fake = NULL;

@@ -50,7 +50,8 @@ struct emulated_thread {
     uint64_t until;
 };
 
-extern emulated_thread *emulated_self;
+/* Host threads launch on their own: what they launch then runs side by side. */
+extern thread_local emulated_thread *emulated_self;
 /* Runs other fibres until *counter >= value; counter NULL: at least once around. */
 void emulated_wait(const uint64_t *counter, uint64_t value);
 /* The values that all lanes of the warp give, by lane. */
@@ -130,6 +131,12 @@ DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
 
 DEVICE uint64_t load_word(const uint64_t *word) { return *word; }
 DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
+DEVICE uint64_t load_peer_word(const uint64_t *word) {
+    return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+DEVICE void store_peer_word(uint64_t *word, uint64_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
 DEVICE void spin_pause() { emulated_wait(NULL, 0); }
 uint64_t clock_ns();
 

@@ -1,0 +1,102 @@
+/* NCCL, loaded at run time: the few functions that are needed, declared after its public manual
+ * (docs.nvidia.com/deeplearning/nccl/user-guide, "NCCL API"). */
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "cuda/comm.h"
+#include "cuda/planner.h"
+
+typedef struct nccl_id {
+    char bytes[LPLB__NCCL_ID_BYTES];
+} nccl_id;
+typedef struct nccl_comm nccl_comm;
+enum { NCCL_INT64 = 4 };
+
+typedef struct nccl_functions {
+    void *library;
+    int (*GetVersion)(int *version);
+    int (*GetUniqueId)(nccl_id *id);
+    int (*CommInitRank)(nccl_comm **comm, int ranks, nccl_id id, int rank);
+    int (*AllGather)(const void *send, void *receive, size_t count, int type, nccl_comm *comm,
+                     cudaStream_t stream);
+    int (*CommDestroy)(nccl_comm *comm);
+    int (*CommAbort)(nccl_comm *comm);
+    const char *(*GetErrorString)(int result);
+} nccl_functions;
+
+struct lplb__nccl {
+    nccl_comm *comm;
+};
+
+/* Never unloaded: the framework that brought it may go on using it. */
+static nccl_functions nccl;
+
+static lplb_status find(void *library, const char *name, void *function) {
+    void *symbol = dlsym(library, name);
+    if (!symbol) return LPLB_FAIL(LPLB_UNSUPPORTED, "the NCCL library has no %s", name);
+    memcpy(function, &symbol, sizeof symbol); /* C has no cast from object to function pointers */
+    return LPLB_OK;
+}
+
+lplb_status lplb__nccl_load(int *version) {
+    const char *named = getenv("LPLB_NCCL_LIBRARY"), *name = named ? named : "libnccl.so.2";
+    if (!nccl.library) {
+        nccl_functions found = {.library = dlopen(name, RTLD_NOW | RTLD_LOCAL)};
+        if (!found.library)
+            return LPLB_FAIL(LPLB_UNSUPPORTED,
+                             "NCCL is not there (%s): install it, or name the file in "
+                             "LPLB_NCCL_LIBRARY",
+                             dlerror());
+        LPLB_TRY(find(found.library, "ncclGetVersion", &found.GetVersion));
+        LPLB_TRY(find(found.library, "ncclGetUniqueId", &found.GetUniqueId));
+        LPLB_TRY(find(found.library, "ncclCommInitRank", &found.CommInitRank));
+        LPLB_TRY(find(found.library, "ncclAllGather", &found.AllGather));
+        LPLB_TRY(find(found.library, "ncclCommDestroy", &found.CommDestroy));
+        LPLB_TRY(find(found.library, "ncclCommAbort", &found.CommAbort));
+        LPLB_TRY(find(found.library, "ncclGetErrorString", &found.GetErrorString));
+        nccl = found;
+    }
+    *version = 0;
+    nccl.GetVersion(version);
+    return LPLB_OK;
+}
+
+static lplb_status check(int result, const char *what) {
+    if (result == 0) return LPLB_OK;
+    return LPLB_FAIL(LPLB_DEVICE, "%s: %s", what, nccl.GetErrorString(result));
+}
+
+lplb_status lplb__nccl_new_id(unsigned char *id) {
+    nccl_id made;
+    LPLB_TRY(check(nccl.GetUniqueId(&made), "ncclGetUniqueId"));
+    memcpy(id, made.bytes, sizeof made.bytes);
+    return LPLB_OK;
+}
+
+lplb_status lplb__nccl_create(const unsigned char *id, int32_t rank, int32_t ranks,
+                              lplb__nccl **out) {
+    nccl_id shared;
+    lplb__nccl *made;
+    memcpy(shared.bytes, id, sizeof shared.bytes);
+    LPLB_TRY(LPLB_CALLOC(made, 1));
+    lplb_status status =
+        check(nccl.CommInitRank(&made->comm, ranks, shared, rank), "ncclCommInitRank");
+    if (status == LPLB_OK) *out = made;
+    else lplb__free(made);
+    return status;
+}
+
+lplb_status lplb__nccl_all_gather(lplb__nccl *comm, const int64_t *send, int64_t *receive,
+                                  int64_t count, cudaStream_t stream) {
+    return check(nccl.AllGather(send, receive, (size_t)count, NCCL_INT64, comm->comm, stream),
+                 "ncclAllGather");
+}
+
+void lplb__nccl_destroy(lplb__nccl *comm, bool abort) {
+    if (!comm) return;
+    if (abort) nccl.CommAbort(comm->comm);
+    else nccl.CommDestroy(comm->comm);
+    lplb__free(comm);
+}

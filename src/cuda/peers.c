@@ -1,0 +1,97 @@
+/* Memory that the ranks of a node write into, mapped by CUDA IPC. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cuda/comm.h"
+#include "cuda/planner.h"
+
+/* The driver shares memory in pieces of this size: a smaller one would share others' data too. */
+static const int64_t PIECE_BYTES = 2 << 20;
+enum { TURNS_BYTES = 256 };
+
+lplb_status lplb__cuda_peers_prepare(lplb_cuda_comm *comm, lplb__cuda_card *card) {
+    const lplb_cuda_comm_config *c = &comm->config;
+    int64_t row = LPLB__CUDA_ROW_HEAD + (int64_t)c->experts;
+    int64_t words = 2 * row * c->ranks + LPLB__CUDA_MAX_PEERS;
+    comm->bytes = (TURNS_BYTES + words * (int64_t)sizeof(uint64_t) + PIECE_BYTES - 1) /
+                  PIECE_BYTES * PIECE_BYTES;
+    LPLB_CUDA_TRY(cudaMalloc((void **)&comm->memory, (size_t)comm->bytes));
+    LPLB_CUDA_TRY(cudaMemsetAsync(comm->memory, 0, (size_t)comm->bytes, comm->stream));
+    LPLB_CUDA_TRY(cudaStreamSynchronize(comm->stream));
+    LPLB_CUDA_TRY(cudaIpcGetMemHandle(&card->handle, comm->memory));
+    card->memory = comm->memory;
+    comm->peers.turns = (uint64_t *)comm->memory;
+    comm->peers.words = (uint64_t *)(comm->memory + TURNS_BYTES);
+    comm->peers.row_words = (int32_t)row;
+    return LPLB_OK;
+}
+
+/* In one process addresses are the same everywhere, once the devices reach each other. */
+static lplb_status reach_device(int32_t own, int32_t other) {
+    int can = 1;
+    if (own == other) return LPLB_OK;
+    LPLB_CUDA_TRY(cudaDeviceCanAccessPeer(&can, own, other));
+    if (!can)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "device %d cannot reach the memory of device %d", own,
+                         other);
+    cudaError_t error = cudaDeviceEnablePeerAccess(other, 0);
+    if (error == cudaErrorPeerAccessAlreadyEnabled) {
+        cudaGetLastError();
+        return LPLB_OK;
+    }
+    return lplb__cuda_check(error, "cudaDeviceEnablePeerAccess");
+}
+
+static lplb_status open_peer(lplb_cuda_comm *comm, const lplb__cuda_card *card, int32_t p) {
+    void *memory = card->memory;
+    if (card->pid == (int32_t)getpid()) {
+        LPLB_TRY(reach_device(comm->config.device, card->device));
+    } else {
+        cudaError_t error =
+            cudaIpcOpenMemHandle(&memory, card->handle, cudaIpcMemLazyEnablePeerAccess);
+        if (error != cudaSuccess) {
+            cudaGetLastError();
+            return LPLB_FAIL(LPLB_UNSUPPORTED,
+                             "the memory of the GPU %s cannot be mapped here (%s): its process "
+                             "must be on this host, with this GPU in reach and visible to both",
+                             card->bus, cudaGetErrorString(error));
+        }
+        comm->opened[p] = true;
+    }
+    comm->peers.target[p] = (uint64_t *)((unsigned char *)memory + TURNS_BYTES);
+    return LPLB_OK;
+}
+
+lplb_status lplb__cuda_peers_open(lplb_cuda_comm *comm, const lplb__cuda_card *cards) {
+    comm->peers.nodes = comm->nodes;
+    comm->peers.node = comm->node;
+    comm->peers.ranks = comm->node_ranks;
+    comm->peers.local = comm->local;
+    comm->peers.timeout_ns = comm->timeout_ns;
+    comm->peers.target[comm->local] = comm->peers.words;
+    for (int32_t p = 0; p < comm->node_ranks; p++)
+        if (p != comm->local)
+            LPLB_TRY(open_peer(comm, &cards[comm->node * comm->node_ranks + p], p));
+    return LPLB_OK;
+}
+
+/* Not for a rank that failed: the others' processes may be gone, and with them their memory. */
+static void tell_that_we_leave(const lplb_cuda_comm *comm) {
+    const uint64_t one = 1;
+    int64_t at = (int64_t)2 * comm->config.ranks * comm->peers.row_words + comm->local;
+    for (int32_t p = 0; p < comm->node_ranks; p++)
+        if (comm->peers.target[p] && p != comm->local)
+            cudaMemcpyAsync(comm->peers.target[p] + at, &one, sizeof one, cudaMemcpyHostToDevice,
+                            comm->stream);
+    cudaStreamSynchronize(comm->stream);
+}
+
+void lplb__cuda_peers_close(lplb_cuda_comm *comm) {
+    if (comm->peers.words) tell_that_we_leave(comm);
+    for (int32_t p = 0; p < LPLB__CUDA_MAX_PEERS; p++)
+        if (comm->opened[p])
+            cudaIpcCloseMemHandle((unsigned char *)comm->peers.target[p] - TURNS_BYTES);
+    cudaFree(comm->memory);
+    cudaGetLastError();
+}

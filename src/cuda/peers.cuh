@@ -1,0 +1,158 @@
+/* Counts of the other ranks: each rank pushes its own into the memory of all ranks of its node and
+ * waits until theirs are there (docs/multi-gpu.md). Every word carries its step's number, so
+ * nothing needs a flag or a fence.
+ *
+ * Two turns of words, used in turn, are enough: a rank writes words of step t + 2 only after it has
+ * seen all ranks' words of step t + 1, and a rank writes those only after its step t, in which all
+ * of its blocks have read the words of step t, has ended. */
+#ifndef LPLB_CUDA_PEERS_CUH
+#define LPLB_CUDA_PEERS_CUH
+
+#include "cuda/block.cuh"
+
+DEVICE bool shares_with_peers(const step &a) { return a.peers.words != NULL; }
+
+/* The number of this step, which starts at 1; 0 once sharing has ended. */
+DEVICE uint64_t next_turn(const step &a) {
+    uint64_t done = load_word(&a.peers.turns[0]), ended = load_word(&a.peers.turns[1]);
+    return ended ? 0 : done + 1;
+}
+
+DEVICE int64_t words_of_turn(const step &a, uint64_t turn) {
+    return (int64_t)(turn & 1) * a.sources * a.peers.row_words;
+}
+DEVICE int64_t stopped_words(const step &a) {
+    return (int64_t)2 * a.sources * a.peers.row_words;
+}
+
+DEVICE uint64_t peer_word(uint64_t turn, uint32_t value) {
+    return (uint64_t)(uint32_t)turn << 32 | value;
+}
+
+/* To all ranks of the node: our part of the experts of every row that is ours to bring. The blocks
+ * of the first cluster share the work; thread t takes experts t, t + threads, ..., as
+ * share_counts left them to it. */
+DEVICE void push_counts(const step &a) {
+    uint64_t turn = state_of(a)->turn;
+    int32_t E = a.experts, blocks = cluster_blocks(), part = (E + blocks - 1) / blocks;
+    int32_t begin = part * block_index(), end = smaller(begin + part, E);
+    if (block_index() >= blocks || turn == 0) return;
+    ROLLED
+    for (int32_t n = 0; n < a.peers.nodes; n++) {
+        int32_t source = n * a.peers.ranks + a.peers.local;
+        int64_t row = words_of_turn(a, turn) + (int64_t)source * a.peers.row_words;
+        int32_t first = begin - begin % block_threads() + thread_index();
+        if (first < begin) first += block_threads();
+        ROLLED
+        for (int32_t e = first; e < end; e += block_threads()) {
+            uint32_t count = (uint32_t)shared_array(a, mine, int32_t)[e];
+            if (n != a.peers.node) count = (uint32_t)a.peers.rail[(int64_t)n * E + e];
+            ROLLED
+            for (int32_t p = 0; p < a.peers.ranks; p++)
+                store_peer_word(a.peers.target[p] + row + LPLB__CUDA_ROW_HEAD + e,
+                                peer_word(turn, count));
+        }
+        if (block_index() == 0 && thread_index() < a.peers.ranks)
+            store_peer_word(a.peers.target[thread_index()] + row,
+                            peer_word(turn, (uint32_t)header_of(a)->tag));
+    }
+}
+
+/* Ends sharing, here and for whoever waits for us. */
+DEVICE_CALL void stop_sharing(const step &a, lplb_status status, int64_t detail) {
+    report_error(a, status, detail);
+    state_of(a)->failed = 1;
+    atomic_max(&a.peers.turns[1], error_word(status, detail));
+    ROLLED
+    for (int32_t p = 0; p < a.peers.ranks; p++)
+        store_peer_word(a.peers.target[p] + stopped_words(a) + a.peers.local, 1);
+}
+
+/* Polls one word of a source, after the first look. On failure 0. */
+DEVICE_CALL uint32_t await_peer(const step &a, const uint64_t *word, uint64_t turn,
+                                int32_t source) {
+    const uint64_t *stopped = a.peers.words + stopped_words(a) + source % a.peers.ranks;
+    uint64_t start = clock_ns();
+    ROLLED
+    for (;;) {
+        spin_pause();
+        uint64_t gone = load_peer_word(stopped), value = load_peer_word(word);
+        if ((uint32_t)(value >> 32) == (uint32_t)turn) return (uint32_t)value;
+        bool late = clock_ns() - start > a.peers.timeout_ns;
+        if (!gone && !late) continue;
+        value = load_peer_word(word); /* pushed before it stopped, perhaps */
+        if ((uint32_t)(value >> 32) == (uint32_t)turn) return (uint32_t)value;
+        stop_sharing(a, gone ? LPLB_REMOTE : LPLB_TIMEOUT, gone ? source : source + 1);
+        return 0;
+    }
+}
+
+/* Sums up the sources' words of an expert: tokens and before. */
+DEVICE void take_words(const step &a, uint64_t turn, int32_t e) {
+    enum { AT_ONCE = 8 };
+    int64_t total = 0, earlier = 0;
+    uint64_t word[AT_ONCE];
+    int32_t stride = a.peers.row_words;
+    const uint64_t *row = a.peers.words + words_of_turn(a, turn) + LPLB__CUDA_ROW_HEAD + e;
+    ROLLED
+    for (int32_t first = 0; first < a.sources; first += AT_ONCE) {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k < a.sources) word[k] = load_peer_word(row + (first + k) * stride);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int32_t s = first + k;
+            if (s >= a.sources) break;
+            uint32_t count = (uint32_t)word[k];
+            if ((uint32_t)(word[k] >> 32) != (uint32_t)turn)
+                count = await_peer(a, row + s * stride, turn, s);
+            if (s < a.source) earlier += count;
+            total += count;
+        }
+    }
+    shared_array(a, tokens, int64_t)[e] = total;
+    shared_array(a, before, int64_t)[e] = earlier;
+}
+
+/* Whether a source plans for the same thing. */
+DEVICE void check_tag(const step &a, uint64_t turn, int32_t source) {
+    const uint64_t *word = a.peers.words + words_of_turn(a, turn) + source * a.peers.row_words;
+    uint64_t value = load_peer_word(word);
+    uint32_t own = (uint32_t)header_of(a)->tag, tag = (uint32_t)value;
+    if ((uint32_t)(value >> 32) != (uint32_t)turn) {
+        tag = await_peer(a, word, turn, source);
+        if (state_of(a)->failed) return;
+    }
+    if (tag == own) return;
+    report_error(a, LPLB_DISAGREE, source);
+    state_of(a)->failed = 1;
+}
+
+/* tokens and before from all sources, thread t the experts t, t + threads, ... False if this thread
+ * found that they are not to be had; then the block's state says so too. */
+DEVICE_CALL bool take_peers(const step &a) {
+    block_state *state = state_of(a);
+    uint64_t turn = state->turn;
+    if (turn == 0) {
+        if (thread_index() == 0) {
+            atomic_max(&a.memory->report.error, load_word(&a.peers.turns[1]));
+            state->failed = 1;
+        }
+        return false;
+    }
+    /* tags fall to the threads with the fewest experts */
+    ROLLED
+    for (int32_t s = block_threads() - 1 - thread_index(); s < a.sources; s += block_threads())
+        check_tag(a, turn, s);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) take_words(a, turn, e);
+    return !state->failed;
+}
+
+/* By the first block, once no block can still ask for the number of this step. */
+DEVICE void end_turn(const step &a) {
+    uint64_t turn = state_of(a)->turn;
+    if (turn && thread_index() == 0) store_word(&a.peers.turns[0], turn);
+}
+
+#endif
