@@ -34,7 +34,13 @@ typedef struct lplb__group_table {
     /* Starts all_reduce_sum; data must stay until wait. */
     lplb_status (*start_all_reduce_sum)(lplb__group *group, void *data, int64_t count,
                                         lplb__element element, lplb__request **request);
-    /* Moves the transfers on; *done tells whether wait would return at once. */
+    /* Starts all_to_all_rows; send and recv must stay until wait, the numbers of rows need not. */
+    lplb_status (*start_all_to_all_rows)(lplb__group *group, const void *send,
+                                         const int64_t *send_rows, void *recv,
+                                         const int64_t *recv_rows, int64_t row_bytes,
+                                         lplb__request **request);
+    /* Moves the transfers on; *done tells whether wait would return at once. Members need not call
+     * it equally often, but start and wait in one order. */
     lplb_status (*progress)(lplb__group *group, lplb__request *request, int *done);
     lplb_status (*wait)(lplb__group *group, lplb__request *request);
     /* Members of one colour form a new group, ordered by their rank here. */

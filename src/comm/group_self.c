@@ -44,6 +44,13 @@ static lplb_status self_start(lplb__group *group, void *data, int64_t count, lpl
     return LPLB_OK;
 }
 
+static lplb_status self_start_rows(lplb__group *group, const void *send, const int64_t *send_rows,
+                                   void *recv, const int64_t *recv_rows, int64_t row_bytes,
+                                   lplb__request **request) {
+    *request = NULL;
+    return self_all_to_all(group, send, send_rows, recv, recv_rows, row_bytes);
+}
+
 static lplb_status self_progress(lplb__group *group, lplb__request *request, int *done) {
     (void)group, (void)request;
     *done = 1;
@@ -65,8 +72,8 @@ static void self_destroy(lplb__group *group) { lplb__free(group); }
 lplb_status lplb__group_self(lplb__group **out) {
     static const lplb__group_table table = {"self",          self_barrier,    self_broadcast,
                                             self_all_gather, self_all_reduce, self_all_to_all,
-                                            self_start,      self_progress,   self_wait,
-                                            self_split,      self_destroy};
+                                            self_start,      self_start_rows, self_progress,
+                                            self_wait,       self_split,      self_destroy};
     LPLB_TRY(LPLB_CALLOC(*out, 1));
     (*out)->table = &table;
     (*out)->size = 1;

@@ -347,6 +347,10 @@ static void attention_half_backward(model *m, int32_t l, const batch *b) {
                              m->param + p->norm1, N, D);
 }
 
+static lplb_status tell_done(const model *m, int32_t layer) {
+    return m->layer_done ? m->layer_done(m->layer_done_user, layer) : LPLB_OK;
+}
+
 lplb_status model_backward(model *m, const batch *b) {
     const model_config *c = &m->config;
     int64_t N = b->B * c->context, D = c->width;
@@ -355,6 +359,7 @@ lplb_status model_backward(model *m, const batch *b) {
     memset(m->dstream, 0, sizeof(real) * (size_t)(N * D));
     m->ops->rmsnorm_backward(m->dstream, m->grad + m->layout.final_norm, m->dnorm, m->final,
                              m->final_rstd, m->param + m->layout.final_norm, N, D);
+    LPLB_TRY(tell_done(m, c->layers));
     for (int32_t l = c->layers - 1; l >= 0; l--) {
         const struct layer_params *p = &m->layout.layer[l];
         layer_tape *t = &m->tape[l];
@@ -364,7 +369,8 @@ lplb_status model_backward(model *m, const batch *b) {
         m->ops->rmsnorm_backward(m->dstream, m->grad + p->norm2, m->dnorm, t->middle, t->rstd2,
                                  m->param + p->norm2, N, D);
         attention_half_backward(m, l, b);
+        LPLB_TRY(tell_done(m, l));
     }
     m->ops->embed_backward(m->grad + m->layout.embedding, m->dstream, b->token, N, D);
-    return LPLB_OK;
+    return tell_done(m, -1);
 }

@@ -56,6 +56,11 @@ typedef struct model {
     real *dstream, *dnorm, *dmixed, *dq, *dk, *dv, *scores; /* [2][ATTENTION_ROWS][T] */
     int32_t *order;                                         /* [N][K] of the router */
     real *hidden, *dgate, *dup, *dlogit, *dchoice;
+    /* Told in the backward that every gradient of a layer is final as far as this rank goes:
+     * config.layers (head and final norm; a tied head waits for the embedding), config.layers - 1,
+     * ..., 0, -1 (the embedding). NULL = nobody listens. */
+    lplb_status (*layer_done)(void *user, int32_t layer);
+    void *layer_done_user;
     lplb__arena arena;
 } model;
 

@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-enum { BUCKET_ITEMS = 1 << 20 };
-
 void optimizer_config_default(optimizer_config *c) {
     *c = (optimizer_config){.rate = 1e-3,
                             .min_rate = 1e-4,
@@ -62,16 +60,10 @@ lplb_status optimizer_create(const optimizer_config *config, const model *m, opt
     optimizer *o;
     LPLB_TRY(LPLB_CALLOC(o, 1));
     o->config = *config;
-    o->bucket_items = BUCKET_ITEMS;
-    int64_t buckets = m->layout.items / BUCKET_ITEMS + 1;
     lplb_status status = LPLB_CALLOC(o->m1, m->layout.items);
     if (status == LPLB_OK) status = LPLB_CALLOC(o->m2, m->layout.items);
     if (status == LPLB_OK) status = LPLB_CALLOC(o->expert_m1, expert_total(m));
     if (status == LPLB_OK) status = LPLB_CALLOC(o->expert_m2, expert_total(m));
-    if (status == LPLB_OK) status = LPLB_CALLOC(o->send_rows, m->group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(o->recv_rows, m->group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(o->cursor, m->group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(o->request, buckets);
     if (status != LPLB_OK) {
         optimizer_destroy(o);
         return status;
@@ -82,156 +74,31 @@ lplb_status optimizer_create(const optimizer_config *config, const model *m, opt
 
 void optimizer_destroy(optimizer *o) {
     if (!o) return;
-    void *blocks[] = {o->m1,        o->m2,        o->expert_m1, o->expert_m2,
-                      o->send_rows, o->recv_rows, o->cursor,    o->request};
+    void *blocks[] = {o->m1, o->m2, o->expert_m1, o->expert_m2};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) lplb__free(blocks[i]);
-    buffer_free(&o->send);
-    buffer_free(&o->recv);
     lplb__free(o);
-}
-
-/* ---- sums over copies ---- */
-
-static int32_t rank_of_slot(const lplb_placement *p, int32_t slot) {
-    int32_t r = 0;
-    while (slot >= p->rank_offset[r + 1]) r++;
-    return r;
-}
-
-/* Visits every slot that holds a further copy of an expert, by (layer, expert, slot): the order in
- * which rows travel, known to all ranks. */
-typedef struct copy_walk {
-    const lplb_placement *placement;
-    int32_t layer, expert, slot; /* the copy */
-    int32_t first;               /* the expert's lowest slot */
-} copy_walk;
-
-static bool next_copy(copy_walk *w) {
-    const lplb_placement *p = w->placement;
-    for (; w->layer < p->layers; w->layer++, w->expert = 0) {
-        const int32_t *expert_of = p->physical_to_logical + (int64_t)w->layer * p->slots;
-        for (; w->expert < p->experts; w->expert++, w->slot = w->first = -1)
-            while (++w->slot < p->slots) {
-                if (expert_of[w->slot] != w->expert) continue;
-                if (w->first >= 0) return true;
-                w->first = w->slot;
-            }
-        w->slot = w->first = -1;
-    }
-    return false;
-}
-
-static copy_walk start_walk(const lplb_placement *placement) {
-    return (copy_walk){.placement = placement, .slot = -1, .first = -1};
-}
-
-static real *local_gradient(const experts *x, int32_t layer, int32_t slot) {
-    return x->gradient + ((int64_t)layer * x->local_slots + slot - x->first_slot) * x->expert_items;
-}
-
-/* Row starts of each peer in a buffer laid out by peer. */
-static void set_cursors(optimizer *o, const int64_t *rows, int ranks) {
-    int64_t row = 0;
-    for (int r = 0; r < ranks; r++) {
-        o->cursor[r] = row;
-        row += rows[r];
-    }
-}
-
-static void count_rows(optimizer *o, const experts *x, int me) {
-    memset(o->send_rows, 0, sizeof(int64_t) * (size_t)x->group->size);
-    memset(o->recv_rows, 0, sizeof(int64_t) * (size_t)x->group->size);
-    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
-        int32_t owner = rank_of_slot(x->placement, w.first);
-        int32_t holder = rank_of_slot(x->placement, w.slot);
-        if (holder == me) o->send_rows[owner]++;
-        if (owner == me) o->recv_rows[holder]++;
-    }
-}
-
-/* Rows of my copies, laid out by their owner: packed from or unpacked to the gradients. */
-static void move_copies(optimizer *o, const experts *x, int me, bool pack) {
-    size_t bytes = sizeof(real) * (size_t)x->expert_items;
-    set_cursors(o, o->send_rows, x->group->size);
-    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
-        if (rank_of_slot(x->placement, w.slot) != me) continue;
-        real *row =
-            o->send.data + o->cursor[rank_of_slot(x->placement, w.first)]++ * x->expert_items;
-        real *gradient = local_gradient(x, w.layer, w.slot);
-        if (pack) memcpy(row, gradient, bytes);
-        else memcpy(gradient, row, bytes);
-    }
-}
-
-/* The owner of an expert (host of its lowest slot) adds the copies' gradients to its own in slot
- * order; the second pass writes the sum over the rows that go back. */
-static void sum_at_owner(optimizer *o, const experts *x, int me, bool second_pass) {
-    set_cursors(o, o->recv_rows, x->group->size);
-    for (copy_walk w = start_walk(x->placement); next_copy(&w);) {
-        if (rank_of_slot(x->placement, w.first) != me) continue;
-        real *row =
-            o->recv.data + o->cursor[rank_of_slot(x->placement, w.slot)]++ * x->expert_items;
-        real *sum = local_gradient(x, w.layer, w.first);
-        if (second_pass) memcpy(row, sum, sizeof(real) * (size_t)x->expert_items);
-        else
-            for (int64_t i = 0; i < x->expert_items; i++) sum[i] += row[i];
-    }
-}
-
-static lplb_status sum_copies(optimizer *o, model *m) {
-    experts *x = m->experts;
-    int me = x->group->rank;
-    int64_t sent = 0, received = 0, row_bytes = x->expert_items * (int64_t)sizeof(real);
-    count_rows(o, x, me);
-    for (int r = 0; r < x->group->size; r++) {
-        sent += o->send_rows[r];
-        received += o->recv_rows[r];
-    }
-    LPLB_TRY(buffer_need(&o->send, sent * x->expert_items));
-    LPLB_TRY(buffer_need(&o->recv, received * x->expert_items));
-    move_copies(o, x, me, true);
-    LPLB_TRY(x->group->table->all_to_all_rows(x->group, o->send.data, o->send_rows, o->recv.data,
-                                              o->recv_rows, row_bytes));
-    sum_at_owner(o, x, me, false);
-    sum_at_owner(o, x, me, true);
-    LPLB_TRY(x->group->table->all_to_all_rows(x->group, o->recv.data, o->recv_rows, o->send.data,
-                                              o->send_rows, row_bytes));
-    move_copies(o, x, me, false);
-    return LPLB_OK;
-}
-
-static const lplb__element real_element = sizeof(real) == 8 ? ELEMENT_DOUBLE : ELEMENT_FLOAT;
-
-lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g) {
-    int64_t buckets = 0;
-    for (int64_t at = 0; at < m->layout.items; at += o->bucket_items) {
-        int64_t n = m->layout.items - at < o->bucket_items ? m->layout.items - at : o->bucket_items;
-        LPLB_TRY(g->world->table->start_all_reduce_sum(g->world, m->grad + at, n, real_element,
-                                                       &o->request[buckets++]));
-    }
-    LPLB_TRY(sum_copies(o, m)); /* while the buckets travel */
-    LPLB_TRY(g->replica->table->all_reduce_sum(g->replica, m->experts->gradient, expert_total(m),
-                                               real_element));
-    for (int64_t i = 0; i < buckets; i++) LPLB_TRY(g->world->table->wait(g->world, o->request[i]));
-    return LPLB_OK;
 }
 
 /* ---- norm and step ---- */
 
+static const real *local_gradient(const experts *x, int32_t layer, int32_t slot) {
+    return x->gradient + ((int64_t)layer * x->local_slots + slot - x->first_slot) * x->expert_items;
+}
+
 lplb_status optimizer_norm(const model *m, const grid *g, double *norm) {
     const experts *x = m->experts;
-    double sum = m->ops->square_sum(m->grad, m->layout.items), expert_sum = 0;
+    double sum = m->ops->square_sum(m->grad, m->layout.items), of_experts = 0;
     for (int32_t l = 0; l < m->layout.moe_layers; l++) {
         const int32_t *expert_of =
             x->placement->physical_to_logical + (int64_t)l * x->placement->slots;
         for (int32_t s = x->first_slot; s < x->first_slot + x->local_slots; s++) {
             bool lowest = expert_of[s] >= 0;
             for (int32_t p = 0; p < s && lowest; p++) lowest = expert_of[p] != expert_of[s];
-            if (lowest) expert_sum += m->ops->square_sum(local_gradient(x, l, s), x->expert_items);
+            double sum = m->ops->square_sum(m->grad, m->layout.items), of_experts = 0;
         }
     }
-    LPLB_TRY(g->expert->table->all_reduce_sum(g->expert, &expert_sum, 1, ELEMENT_DOUBLE));
-    *norm = sqrt(sum + expert_sum);
+    LPLB_TRY(g->expert->table->all_reduce_sum(g->expert, &of_experts, 1, ELEMENT_DOUBLE));
+    *norm = sqrt(sum + of_experts);
     return LPLB_OK;
 }
 

@@ -1,10 +1,10 @@
-/* AdamW (Loshchilov and Hutter, 2019), schedules, and the sums over ranks that come before a step.
+/* AdamW (Loshchilov and Hutter, 2019), and schedules.
  * One rule for scale: every gradient is a sum over tokens divided by the tokens of the whole step
  * (model.h, batch.tokens), so ranks and micro-batches are only ever added up. */
 #ifndef LPLB_TRAIN_OPTIMIZER_H
 #define LPLB_TRAIN_OPTIMIZER_H
 
-#include "train/model.h"
+#include "train/reduce.h"
 
 typedef enum schedule_kind { SCHEDULE_COSINE, SCHEDULE_WSD } schedule_kind;
 
@@ -15,19 +15,10 @@ typedef struct optimizer_config {
     int64_t warmup_steps, steps, decay_steps; /* decay_steps: last ones of WSD */
 } optimizer_config;
 
-/* Data-parallel replicas of the expert-parallel group: rank = replica * ep + ep_rank. */
-typedef struct grid {
-    lplb__group *world, *expert, *replica; /* replica: the same expert-parallel rank of every one */
-} grid;
-
 typedef struct optimizer {
     optimizer_config config;
-    real *m1, *m2;                           /* [layout.items] moments */
-    real *expert_m1, *expert_m2;             /* [moe_layers][local_slots][expert_items] */
-    buffer send, recv;                       /* exchange of copies' gradients */
-    int64_t *send_rows, *recv_rows, *cursor; /* [ep ranks] */
-    lplb__request **request;                 /* [buckets] */
-    int64_t bucket_items;
+    real *m1, *m2;               /* [layout.items] moments */
+    real *expert_m1, *expert_m2; /* [moe_layers][local_slots][expert_items] */
 } optimizer;
 
 void optimizer_config_default(optimizer_config *config);
@@ -38,9 +29,6 @@ double learning_rate(const optimizer_config *config, int64_t step);
 lplb_status optimizer_create(const optimizer_config *config, const model *m, optimizer **out);
 void optimizer_destroy(optimizer *o);
 
-/* Sums the gradients: replicated parameters over all ranks, experts over their copies (in slot
- * order, so that copies stay identical to the bit) and over the replicas. */
-lplb_status optimizer_reduce(optimizer *o, model *m, const grid *g);
 /* Norm of the whole gradient, every logical expert once; the same on all ranks. */
 lplb_status optimizer_norm(const model *m, const grid *g, double *norm);
 /* One AdamW step with gradients scaled by `scale` (clipping). step is 0-based. */

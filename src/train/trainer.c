@@ -5,7 +5,8 @@
 #include "base/clock.h"
 
 void trainer_config_default(trainer_config *c) {
-    *c = (trainer_config){.global_batch = 16, .micro_batch = 2, .seed = 1};
+    *c = (trainer_config){
+        .global_batch = 16, .micro_batch = 2, .overlap = 1, .bucket_items = 1 << 18, .seed = 1};
     model_config_default(&c->model);
     optimizer_config_default(&c->optimizer);
 }
@@ -55,6 +56,9 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
     if (status == LPLB_OK)
         status = model_create(&config->model, &options, t->grid.expert, &t->model);
     if (status == LPLB_OK) status = optimizer_create(&config->optimizer, t->model, &t->optimizer);
+    if (status == LPLB_OK)
+        status =
+            reducer_create(t->model, &t->grid, config->bucket_items, config->overlap, &t->reducer);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->token, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->target, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->first, tokens);
@@ -70,6 +74,10 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
 
 void trainer_destroy(trainer *t) {
     if (!t) return;
+    /* After a failure other ranks may still send to and read from what is here: it stays until the
+     * process ends, which it is about to. */
+    if (t->reducer && t->reducer->under_way) return;
+    reducer_destroy(t->reducer);
     optimizer_destroy(t->optimizer);
     model_destroy(t->model);
     sampler_destroy(&t->sampler);
@@ -125,6 +133,7 @@ static lplb_status run_micro_batches(trainer *t, const batch *whole, losses *sum
         LPLB_TRY(model_forward(t->model, &b, &own));
         add_imbalance(t, report);
         if (t->after_forward) LPLB_TRY(t->after_forward(t, &b, t->after_forward_user));
+        if (i == n - 1) reducer_begin(t->reducer);
         LPLB_TRY(model_backward(t->model, &b));
         sum->cross_entropy += own.cross_entropy;
         sum->balance += own.balance;
@@ -185,7 +194,7 @@ lplb_status trainer_step(trainer *t, step_report *report) {
     t->model->experts->plan_seconds = t->model->experts->expert_cpu_seconds = 0;
     LPLB_TRY(run_micro_batches(t, &whole, &sum, report));
     LPLB_TRY(finish_report(t, &whole, &sum, report));
-    LPLB_TRY(optimizer_reduce(t->optimizer, t->model, &t->grid));
+    LPLB_TRY(reducer_finish(t->reducer));
     LPLB_TRY(optimizer_norm(t->model, &t->grid, &report->grad_norm));
     if (!isfinite(report->loss) || !isfinite(report->grad_norm))
         return LPLB_FAIL(LPLB_CHECK_FAILED,

@@ -14,6 +14,8 @@ typedef struct trainer_config {
     int32_t redundant;    /* expert slots a rank beyond E / expert_ranks */
     lplb_solver solver;
     bool locality;
+    int32_t overlap;      /* sums of gradients travel during the backward */
+    int64_t bucket_items; /* gradients of replicated parameters that travel together */
     uint64_t seed;
 } trainer_config;
 
@@ -36,6 +38,7 @@ typedef struct trainer {
     grid grid;
     model *model;
     optimizer *optimizer;
+    reducer *reducer;
     sampler sampler;
     int64_t step;                    /* steps done */
     int32_t *token, *target, *first; /* [local sequences][T] */

@@ -15,19 +15,23 @@
 typedef struct mpi_group {
     lplb__group base; /* first: a lplb__group points to it */
     MPI_Comm comm;
-    int *counts, *starts, *counts2, *starts2; /* [size] scratch of the row exchange */
+    MPI_Comm gathers;    /* the same members: second halves of all-reduces, see begin_gathers */
+    lplb__request *rows; /* scratch of the row exchange */
+    lplb__request *oldest, **newest; /* all-reduces in their first half, in order of their start */
 } mpi_group;
 
-typedef enum reduce_phase { REDUCE_SCATTER, REDUCE_GATHER, REDUCE_DONE } reduce_phase;
+typedef enum request_phase { PHASE_SCATTER, PHASE_LAST, PHASE_DONE } request_phase;
 
 struct lplb__request {
-    reduce_phase phase;
+    request_phase phase;
     MPI_Request request;
+    int *counts, *starts, *counts2, *starts2; /* [size] */
+    /* of an all-reduce */
     char *data, *pieces; /* pieces [size][mine] */
-    int *counts, *starts, *counts2, *starts2;
-    int64_t mine; /* elements of my chunk */
+    int64_t mine;        /* elements of my chunk */
     lplb__element element;
     size_t item_bytes;
+    lplb__request *next;
 };
 
 static bool started_here;
@@ -75,28 +79,87 @@ static lplb_status mpi_all_gather(lplb__group *group, const void *mine, void *al
         "MPI_Allgather");
 }
 
-static lplb_status mpi_all_to_all(lplb__group *group, const void *send, const int64_t *send_rows,
-                                  void *recv, const int64_t *recv_rows, int64_t row_bytes) {
-    mpi_group *g = (mpi_group *)group;
-    MPI_Datatype row;
+/* ---- requests ---- */
+
+static lplb_status make_request(int size, lplb__request **out) {
+    lplb__request *r;
+    LPLB_TRY(LPLB_CALLOC(r, 1));
+    lplb_status status = LPLB_CALLOC(r->counts, 4 * (int64_t)size);
+    if (status != LPLB_OK) {
+        lplb__free(r);
+        return status;
+    }
+    r->starts = r->counts + size;
+    r->counts2 = r->starts + size;
+    r->starts2 = r->counts2 + size;
+    *out = r;
+    return LPLB_OK;
+}
+
+static void free_request(lplb__request *r) {
+    if (!r) return;
+    lplb__free(r->pieces);
+    lplb__free(r->counts);
+    lplb__free(r);
+}
+
+static lplb_status set_rows(lplb__request *r, int size, const int64_t *send_rows,
+                            const int64_t *recv_rows) {
     int64_t sent = 0, received = 0;
+    for (int p = 0; p < size; p++) {
+        if (sent + send_rows[p] > INT_MAX || received + recv_rows[p] > INT_MAX)
+            return LPLB_FAIL(LPLB_UNSUPPORTED, "an exchange of more than 2^31 rows");
+        r->counts[p] = (int)send_rows[p];
+        r->starts[p] = (int)sent;
+        r->counts2[p] = (int)recv_rows[p];
+        r->starts2[p] = (int)received;
+        sent += send_rows[p];
+        received += recv_rows[p];
+    }
+    return LPLB_OK;
+}
+
+static lplb_status make_row(int64_t row_bytes, MPI_Datatype *row) {
     if (row_bytes > INT_MAX)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "rows of %lld bytes", (long long)row_bytes);
-    for (int r = 0; r < group->size; r++) {
-        if (sent + send_rows[r] > INT_MAX || received + recv_rows[r] > INT_MAX)
-            return LPLB_FAIL(LPLB_UNSUPPORTED, "an exchange of more than 2^31 rows");
-        g->counts[r] = (int)send_rows[r];
-        g->starts[r] = (int)sent;
-        g->counts2[r] = (int)recv_rows[r];
-        g->starts2[r] = (int)received;
-        sent += send_rows[r];
-        received += recv_rows[r];
+    LPLB_TRY(check(MPI_Type_contiguous((int)row_bytes, MPI_BYTE, row), "MPI_Type_contiguous"));
+    MPI_Type_commit(row);
+    return LPLB_OK;
+}
+
+static lplb_status mpi_start_rows(lplb__group *group, const void *send, const int64_t *send_rows,
+                                  void *recv, const int64_t *recv_rows, int64_t row_bytes,
+                                  lplb__request **out) {
+    MPI_Datatype row;
+    lplb__request *r;
+    *out = NULL;
+    LPLB_TRY(make_request(group->size, &r));
+    r->phase = PHASE_LAST;
+    lplb_status status = set_rows(r, group->size, send_rows, recv_rows);
+    if (status == LPLB_OK) status = make_row(row_bytes, &row);
+    if (status == LPLB_OK) {
+        status = check(MPI_Ialltoallv(send, r->counts, r->starts, row, recv, r->counts2, r->starts2,
+                                      row, comm_of(group), &r->request),
+                       "MPI_Ialltoallv");
+        MPI_Type_free(&row); /* when the exchange is done with it */
     }
-    LPLB_TRY(check(MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &row), "MPI_Type_contiguous"));
-    MPI_Type_commit(&row);
-    lplb_status status = check(
-        MPI_Alltoallv(send, g->counts, g->starts, row, recv, g->counts2, g->starts2, row, g->comm),
-        "MPI_Alltoallv");
+    if (status != LPLB_OK) {
+        free_request(r);
+        return status;
+    }
+    *out = r;
+    return LPLB_OK;
+}
+
+static lplb_status mpi_all_to_all(lplb__group *group, const void *send, const int64_t *send_rows,
+                                  void *recv, const int64_t *recv_rows, int64_t row_bytes) {
+    lplb__request *r = ((mpi_group *)group)->rows;
+    MPI_Datatype row;
+    LPLB_TRY(set_rows(r, group->size, send_rows, recv_rows));
+    LPLB_TRY(make_row(row_bytes, &row));
+    lplb_status status = check(MPI_Alltoallv(send, r->counts, r->starts, row, recv, r->counts2,
+                                             r->starts2, row, comm_of(group)),
+                               "MPI_Alltoallv");
     MPI_Type_free(&row);
     return status;
 }
@@ -118,35 +181,10 @@ static void add_into(void *restrict sum, const void *restrict x, int64_t count,
     }
 }
 
-static void free_request(lplb__request *r) {
-    lplb__free(r->pieces);
-    lplb__free(r->counts);
-    lplb__free(r);
-}
-
-static lplb_status mpi_start(lplb__group *group, void *data, int64_t count, lplb__element element,
-                             lplb__request **out) {
-    int size = group->size, rank = group->rank;
-    lplb__request *r;
-    *out = NULL;
-    if (count * (int64_t)bytes_of(element) > INT_MAX)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "a sum over %lld elements; use smaller buckets",
-                         (long long)count);
-    LPLB_TRY(LPLB_CALLOC(r, 1));
-    r->data = data;
-    r->element = element;
-    r->item_bytes = bytes_of(element);
-    int64_t first = count * rank / size, bytes = (int64_t)r->item_bytes;
-    r->mine = count * (rank + 1) / size - first;
-    lplb_status status = LPLB_CALLOC(r->counts, 4 * (int64_t)size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(r->pieces, size * r->mine * bytes);
-    if (status != LPLB_OK) {
-        free_request(r);
-        return status;
-    }
-    r->starts = r->counts + size;
-    r->counts2 = r->starts + size;
-    r->starts2 = r->counts2 + size;
+/* What each rank sends and sums: rank p the elements [count p / size, count (p + 1) / size). */
+static void set_pieces(lplb__request *r, int rank, int size, int64_t count) {
+    int64_t bytes = (int64_t)r->item_bytes;
+    r->mine = count * (rank + 1) / size - count * rank / size;
     for (int p = 0; p < size; p++) {
         int64_t at = count * p / size;
         r->starts[p] = (int)(at * bytes);
@@ -154,49 +192,89 @@ static lplb_status mpi_start(lplb__group *group, void *data, int64_t count, lplb
         r->counts2[p] = (int)(r->mine * bytes);
         r->starts2[p] = (int)(p * r->mine * bytes);
     }
-    status = check(MPI_Ialltoallv(data, r->counts, r->starts, MPI_BYTE, r->pieces, r->counts2,
-                                  r->starts2, MPI_BYTE, comm_of(group), &r->request),
-                   "MPI_Ialltoallv");
+}
+
+static lplb_status mpi_start(lplb__group *group, void *data, int64_t count, lplb__element element,
+                             lplb__request **out) {
+    mpi_group *g = (mpi_group *)group;
+    lplb__request *r;
+    *out = NULL;
+    if (group->size == 1) return LPLB_OK;
+    if (count * (int64_t)bytes_of(element) > INT_MAX)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "a sum over %lld elements; use smaller buckets",
+                         (long long)count);
+    LPLB_TRY(make_request(group->size, &r));
+    r->data = data;
+    r->element = element;
+    r->item_bytes = bytes_of(element);
+    set_pieces(r, group->rank, group->size, count);
+    r->pieces = lplb__malloc((size_t)(group->size * r->mine) * r->item_bytes + 1);
+    lplb_status status = LPLB_OK;
+    if (!r->pieces)
+        status = LPLB_FAIL(LPLB_NO_MEMORY, "no memory to sum %lld elements", (long long)count);
+    if (status == LPLB_OK)
+        status = check(MPI_Ialltoallv(data, r->counts, r->starts, MPI_BYTE, r->pieces, r->counts2,
+                                      r->starts2, MPI_BYTE, g->comm, &r->request),
+                       "MPI_Ialltoallv");
     if (status != LPLB_OK) {
         free_request(r);
         return status;
     }
+    *g->newest = r;
+    g->newest = &r->next;
     *out = r;
     return LPLB_OK;
 }
 
 /* All pieces of my chunk are here: sum them in rank order and send the sum to everybody. */
-static lplb_status start_gather(lplb__group *group, lplb__request *r) {
+static lplb_status begin_gather(mpi_group *g) {
+    lplb__request *r = g->oldest;
     int64_t bytes = r->mine * (int64_t)r->item_bytes;
-    for (int p = 1; p < group->size; p++)
+    g->oldest = r->next;
+    if (!g->oldest) g->newest = &g->oldest;
+    for (int p = 1; p < g->base.size; p++)
         add_into(r->pieces, r->pieces + p * bytes, r->mine, r->element);
-    memcpy(r->data + r->starts[group->rank], r->pieces, (size_t)bytes);
-    r->phase = REDUCE_GATHER;
+    memcpy(r->data + r->starts[g->base.rank], r->pieces, (size_t)bytes);
+    r->phase = PHASE_LAST;
     return check(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, r->data, r->counts, r->starts, MPI_BYTE,
-                                 comm_of(group), &r->request),
+                                 g->gathers, &r->request),
                  "MPI_Iallgatherv");
 }
 
+/* Members start collectives on one communicator in one order, so gathers begin in the order in
+ * which their all-reduces were started, however the pieces arrive, and on a communicator of their
+ * own, because when they begin among other collectives does depend on arrival. */
+static lplb_status begin_gathers(mpi_group *g) {
+    while (g->oldest) {
+        int arrived;
+        LPLB_TRY(check(MPI_Test(&g->oldest->request, &arrived, MPI_STATUS_IGNORE), "MPI_Test"));
+        if (!arrived) return LPLB_OK;
+        LPLB_TRY(begin_gather(g));
+    }
+    return LPLB_OK;
+}
+
 static lplb_status mpi_progress(lplb__group *group, lplb__request *r, int *done) {
-    *done = r->phase == REDUCE_DONE;
-    if (*done) return LPLB_OK;
-    int arrived;
-    LPLB_TRY(check(MPI_Test(&r->request, &arrived, MPI_STATUS_IGNORE), "MPI_Test"));
-    if (!arrived) return LPLB_OK;
-    if (r->phase == REDUCE_SCATTER) return start_gather(group, r);
-    r->phase = REDUCE_DONE;
     *done = 1;
+    LPLB_TRY(begin_gathers((mpi_group *)group));
+    if (!r || r->phase == PHASE_DONE) return LPLB_OK;
+    *done = 0;
+    if (r->phase == PHASE_SCATTER) return LPLB_OK;
+    LPLB_TRY(check(MPI_Test(&r->request, done, MPI_STATUS_IGNORE), "MPI_Test"));
+    if (*done) r->phase = PHASE_DONE;
     return LPLB_OK;
 }
 
 static lplb_status mpi_wait(lplb__group *group, lplb__request *r) {
+    mpi_group *g = (mpi_group *)group;
     lplb_status status = LPLB_OK;
-    while (status == LPLB_OK && r->phase != REDUCE_DONE) {
-        status = check(MPI_Wait(&r->request, MPI_STATUS_IGNORE), "MPI_Wait");
-        if (status == LPLB_OK && r->phase == REDUCE_SCATTER) status = start_gather(group, r);
-        else r->phase = REDUCE_DONE;
+    while (r && status == LPLB_OK && r->phase == PHASE_SCATTER) {
+        status = check(MPI_Wait(&g->oldest->request, MPI_STATUS_IGNORE), "MPI_Wait");
+        if (status == LPLB_OK) status = begin_gather(g);
     }
-    free_request(r);
+    if (r && status == LPLB_OK && r->phase == PHASE_LAST)
+        status = check(MPI_Wait(&r->request, MPI_STATUS_IGNORE), "MPI_Wait");
+    if (status == LPLB_OK) free_request(r); /* else it may still be written to */
     return status;
 }
 
@@ -227,30 +305,33 @@ static void mpi_destroy(lplb__group *group) {
     mpi_group *g = (mpi_group *)group;
     int finished;
     MPI_Finalized(&finished);
-    if (!finished) MPI_Comm_free(&g->comm);
-    lplb__free(g->counts);
+    if (!finished) {
+        MPI_Comm_free(&g->comm);
+        MPI_Comm_free(&g->gathers);
+    }
+    free_request(g->rows);
     lplb__free(g);
 }
 
 static lplb_status make_group(MPI_Comm comm, lplb__group **out) {
     static const lplb__group_table table = {
-        "mpi",     mpi_barrier,  mpi_broadcast, mpi_all_gather, mpi_all_reduce, mpi_all_to_all,
-        mpi_start, mpi_progress, mpi_wait,      mpi_split,      mpi_destroy};
+        "mpi",     mpi_barrier,    mpi_broadcast, mpi_all_gather, mpi_all_reduce, mpi_all_to_all,
+        mpi_start, mpi_start_rows, mpi_progress,  mpi_wait,       mpi_split,      mpi_destroy};
     mpi_group *g;
     LPLB_TRY(LPLB_CALLOC(g, 1));
     g->base.table = &table;
     g->comm = comm;
+    g->newest = &g->oldest;
     MPI_Comm_rank(comm, &g->base.rank);
     MPI_Comm_size(comm, &g->base.size);
     MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
-    lplb_status status = LPLB_CALLOC(g->counts, 4 * (int64_t)g->base.size);
+    lplb_status status = make_request(g->base.size, &g->rows);
+    if (status == LPLB_OK) status = check(MPI_Comm_dup(comm, &g->gathers), "MPI_Comm_dup");
     if (status != LPLB_OK) {
+        free_request(g->rows);
         lplb__free(g);
         return status;
     }
-    g->starts = g->counts + g->base.size;
-    g->counts2 = g->starts + g->base.size;
-    g->starts2 = g->counts2 + g->base.size;
     *out = &g->base;
     return LPLB_OK;
 }
@@ -260,7 +341,9 @@ lplb_status lplb__group_mpi_world(int *argc, char ***argv, lplb__group **out) {
     MPI_Comm world;
     MPI_Initialized(&running);
     if (!running) {
-        LPLB_TRY(check(MPI_Init(argc, argv), "MPI_Init"));
+        /* other threads (the manager's worker, the monitor) never call MPI */
+        int level;
+        LPLB_TRY(check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level), "MPI_Init"));
         started_here = true;
     }
     LPLB_TRY(check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup"));
