@@ -94,7 +94,7 @@ lplb_status optimizer_norm(const model *m, const grid *g, double *norm) {
         for (int32_t s = x->first_slot; s < x->first_slot + x->local_slots; s++) {
             bool lowest = expert_of[s] >= 0;
             for (int32_t p = 0; p < s && lowest; p++) lowest = expert_of[p] != expert_of[s];
-            double sum = m->ops->square_sum(m->grad, m->layout.items), of_experts = 0;
+            if (lowest) of_experts += m->ops->square_sum(local_gradient(x, l, s), x->expert_items);
         }
     }
     LPLB_TRY(g->expert->table->all_reduce_sum(g->expert, &of_experts, 1, ELEMENT_DOUBLE));
