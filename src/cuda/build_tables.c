@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cuda/ipm.h"
 #include "plan/exact_layout.h"
 
 static uint32_t take(uint32_t *bytes, int64_t count, size_t item_bytes) {
@@ -41,6 +42,10 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     t->row = take(&bytes, rows + 1, sizeof(uint32_t));
     t->chunk = take(&bytes, chunks, sizeof(uint8_t));
     t->lane = take(&bytes, chunks * LPLB__CUDA_LANES, sizeof(lplb__cuda_lane));
+    t->movable = take(&bytes, experts, sizeof(uint16_t));
+    t->first_movable = take(&bytes, components + 1, sizeof(uint16_t));
+    t->rank_host = take(&bytes, slots, sizeof(uint16_t));
+    t->first_host = take(&bytes, ranks + 1, sizeof(uint16_t));
     t->bytes = bytes;
     return LPLB_OK;
 }
@@ -227,6 +232,40 @@ static void lay_out_rows(builder *b, const lplb__exact_layout *layout) {
     b->header->chunks = chunk;
 }
 
+int32_t lplb__cuda_team_warps(int32_t ranks) {
+    return ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : LPLB__CUDA_IPM_WARPS;
+}
+
+/* What the interior-point method goes through: the movable experts of each component, and the hosts
+ * of movable experts on each rank, both ascending. */
+static void list_movables(builder *b, const lplb__exact_layout *layout) {
+    uint16_t *movable = SECTION(b, movable, uint16_t);
+    uint16_t *first_movable = SECTION(b, first_movable, uint16_t);
+    uint16_t *rank_host = SECTION(b, rank_host, uint16_t);
+    uint16_t *first_host = SECTION(b, first_host, uint16_t);
+    const lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
+    const lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
+    for (int32_t c = 0, m = 0; c < layout->components; c++) {
+        const lplb__component *from = &layout->component[c];
+        if (!from->movables) continue;
+        int32_t rows = from->ranks + from->movables;
+        if (from->ranks > b->header->largest_ranks) b->header->largest_ranks = from->ranks;
+        if (rows > b->header->largest_rows) b->header->largest_rows = rows;
+        for (int32_t i = 0; i < from->movables; i++)
+            movable[m++] = (uint16_t)layout->movable[from->first_movable + i].expert;
+        first_movable[b->number_of[c] + 1] = (uint16_t)m;
+    }
+    b->header->team_warps = lplb__cuda_team_warps(b->header->largest_ranks);
+    for (int32_t h = 0; h < b->header->hosts; h++)
+        if (expert[host[h].expert].hosts > 1) first_host[host[h].rank + 1]++;
+    for (int32_t q = 0; q < b->placement->ranks; q++) {
+        first_host[q + 1] = (uint16_t)(first_host[q + 1] + first_host[q]);
+        b->number_of[q] = first_host[q]; /* the components' numbers have served */
+    }
+    for (int32_t h = 0; h < b->header->hosts; h++)
+        if (expert[host[h].expert].hosts > 1) rank_host[b->number_of[host[h].rank]++] = (uint16_t)h;
+}
+
 static lplb_status build(builder *b, const int64_t *speed) {
     int32_t G = b->placement->ranks, E = b->placement->experts, P = b->placement->slots;
     int64_t numbers = G > E ? G : E;
@@ -253,6 +292,7 @@ static lplb_status build(builder *b, const int64_t *speed) {
         list_ranks(b, &layout, speed);
         lay_out_pairs(b, &layout);
         lay_out_rows(b, &layout);
+        list_movables(b, &layout);
     }
     lplb__arena_destroy(&scratch);
     return status;

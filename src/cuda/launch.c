@@ -54,7 +54,8 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
 
 /* ---- launches ---- */
 
-static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
+lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
+                              cudaStream_t stream) {
     bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
     int32_t n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
@@ -86,6 +87,12 @@ static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cud
     void *arguments[] = {step};
     LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)lplb__cuda_step_kernel, arguments));
     return LPLB_OK;
+}
+
+/* In one launch, or by the interior-point method in several. */
+static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
+    bool several = step->solver == LPLB_SOLVER_IPM && (step->stages & LPLB__CUDA_STAGE_SOLVE);
+    return several ? lplb__cuda_ipm_launch(p, step, stream) : lplb__cuda_launch(p, step, stream);
 }
 
 /* The counts of a step that the ranks of a communicator share. */

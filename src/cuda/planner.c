@@ -53,9 +53,14 @@ static lplb_status check_config(const lplb_cuda_config *c) {
                          "sizeof(lplb_cuda_config))",
                          c->struct_size, sizeof(lplb_cuda_config));
     if (!c->placement) return LPLB_FAIL(LPLB_INVALID, "the placement is NULL");
-    if (c->solver != LPLB_SOLVER_EXACT && c->solver != LPLB_SOLVER_EVEN)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU plans with exact or even, not with %s",
+    if (c->solver != LPLB_SOLVER_EXACT && c->solver != LPLB_SOLVER_EVEN &&
+        c->solver != LPLB_SOLVER_IPM)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU plans with exact, ipm or even, not with %s",
                          lplb_solver_name(c->solver));
+    if (c->solver == LPLB_SOLVER_IPM && c->comm &&
+        lplb_cuda_comm_transport(c->comm) != LPLB_CUDA_TRANSPORT_NCCL)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "with ipm, counts are shared through NCCL: make the "
+                                           "communicator with that transport");
     if (c->locality)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU has no locality mode: plan with locality 0, or "
                                            "with lplb_planner on the CPU");
@@ -90,7 +95,7 @@ static int32_t planning_warps(const lplb_cuda_planner *p) {
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
     int32_t most = p->threads / 32 - 4; /* some must look after ids */
     int32_t wanted = header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
-    if (p->step.solver == LPLB_SOLVER_EVEN || wanted < 1) wanted = 1;
+    if (p->step.solver != LPLB_SOLVER_EXACT || wanted < 1) wanted = 1;
     return wanted < most ? wanted : most;
 }
 
@@ -153,11 +158,14 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     int64_t memory = take(&p->bytes, 1, sizeof(lplb__cuda_memory));
     int64_t words = take(&p->bytes, most * E, sizeof(uint64_t));
     int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
+    int64_t between = take(&p->bytes, s->solver == LPLB_SOLVER_IPM ? E + P : 0, sizeof(int64_t));
     LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
     s->block = p->memory + block;
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
     s->words = (uint64_t *)(p->memory + words);
     s->cached = (int64_t *)(p->memory + cached);
+    p->ipm.counts = (int64_t *)(p->memory + between);
+    p->ipm.split = p->ipm.counts + E;
     LPLB_CUDA_TRY(cudaStreamCreateWithFlags(&p->stream, cudaStreamNonBlocking));
     cudaEvent_t *events[] = {&p->staged, &p->begun, &p->planned};
     for (int i = 0; i < 3; i++)
@@ -192,7 +200,11 @@ lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *ta
 static uint32_t hash_options(const lplb_cuda_planner *p) {
     const int64_t option[] = {p->step.solver, p->step.tolerance, p->step.reuse, p->locality,
                               p->sources};
-    return hash_bytes(0x811c9dc5u, option, sizeof option);
+    uint32_t hash = hash_bytes(0x811c9dc5u, option, sizeof option);
+    if (p->step.solver != LPLB_SOLVER_IPM) return hash;
+    const double number[] = {p->ipm.options.iterations, p->ipm.options.tolerance,
+                             p->ipm.options.step, p->ipm.options.published != 0};
+    return hash_bytes(hash, number, sizeof number);
 }
 
 static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
@@ -215,6 +227,7 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
     LPLB_TRY(fill_tables(p, c->placement, c->layer));
     LPLB_TRY(choose_threads(p, shared_bytes, clusters));
     LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
+    if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_init(p, shared_bytes));
     LPLB_TRY(allocate(p));
     LPLB_TRY(send_tables(p, p->stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(p->stream));
@@ -254,6 +267,7 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
     if (config->comm && config->sources == 0) p->sources = config->comm->config.ranks;
     p->comm = config->comm;
     p->locality = config->locality;
+    p->ipm.options = config->ipm;
     p->max_ids = config->max_ids;
     p->step.experts = config->placement->experts;
     p->step.slots = config->placement->slots;
@@ -303,6 +317,7 @@ static lplb_status update(lplb_cuda_planner *p, const lplb_placement *placement,
                          placement->ranks);
     LPLB_CUDA_TRY(cudaEventSynchronize(p->staged)); /* the tables before have left */
     LPLB_TRY(fill_tables(p, placement, layer));
+    if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_check(p));
     LPLB_TRY(send_tables(p, stream));
     LPLB_CUDA_TRY(cudaMemsetAsync(&s->memory->cached, 0, sizeof s->memory->cached, stream));
     return LPLB_OK;

@@ -18,7 +18,13 @@ struct lplb_cuda_planner {
     int64_t *speed;       /* [G] or NULL */
     lplb__cuda_step step; /* what all steps share */
     lplb__cuda_room room;
-    int32_t threads;       /* of a block at most */
+    int32_t threads; /* of a block at most */
+    struct {         /* the interior-point method, if that is the solver */
+        lplb_ipm_options options;
+        lplb__cuda_shared shared;
+        uint32_t shared_bytes;
+        int64_t *counts, *split; /* device [E], [P]: from one launch to the next */
+    } ipm;
     unsigned char *memory; /* device */
     int64_t bytes;
     unsigned char *staging; /* pinned: tables on their way to the device */
@@ -49,6 +55,21 @@ lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *ta
 
 /* One argument, the step. */
 typedef void lplb__cuda_kernel(const lplb__cuda_step step);
-extern lplb__cuda_kernel lplb__cuda_step_kernel;
+extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_ipm_kernel;
+
+/* One launch of the fused kernel; everything is checked. */
+lplb_status lplb__cuda_launch(const lplb_cuda_planner *planner, lplb__cuda_step *step,
+                              cudaStream_t stream);
+
+/* ---- ipm.c ---- */
+
+/* Options, and the kernel's shared memory for the largest shape. The tables are in the staging
+ * memory. */
+lplb_status lplb__cuda_ipm_init(lplb_cuda_planner *planner, int shared_bytes);
+/* Whether the tables in the staging memory are for it. */
+lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *planner);
+/* A step that plans by it: count, plan and map, as far as the step's stages say. */
+lplb_status lplb__cuda_ipm_launch(const lplb_cuda_planner *planner, const lplb__cuda_step *step,
+                                  cudaStream_t stream);
 
 #endif

@@ -20,6 +20,7 @@
 #define KERNEL              extern "C" __global__
 /* The registers of a multiprocessor are for one block of LPLB__CUDA_MAX_THREADS (step.h). */
 #define LPLB__CUDA_BOUNDS   __launch_bounds__(640, 1)
+#define LPLB__CUDA_IPM_BOUNDS __launch_bounds__(512, 1) /* LPLB__CUDA_IPM_THREADS (ipm.h) */
 #define LPLB__CUDA_CONSTANT __grid_constant__
 
 extern __shared__ __align__(16) unsigned char lplb_shared[];

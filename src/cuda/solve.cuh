@@ -371,7 +371,7 @@ DEVICE_CALL void add_up_total(const step &a) {
     block_barrier();
 }
 
-/* All threads: everything before the exact planner. False: nothing is left to it. */
+/* All threads: everything before the planner itself. False: nothing is left to it. */
 DEVICE bool prepare_plan(const step &a) {
     block_state *state = state_of(a);
     if (header_of(a)->engine == LPLB__CUDA_ROWS)
@@ -385,7 +385,7 @@ DEVICE bool prepare_plan(const step &a) {
         state->reused = 1;
         return false;
     }
-    if (!state->failed && a.solver == LPLB_SOLVER_EXACT && !a.tolerance) return true;
+    if (!state->failed && a.solver != LPLB_SOLVER_EVEN && !a.tolerance) return true;
     if (a.tolerance && !settled) add_up_total(a);
     return !(state->narrow ? settle_for_even<int32_t>(a) : settle_for_even<int64_t>(a));
 }

@@ -2,6 +2,7 @@
  * cluster of blocks, or several clusters. Every block plans for itself, from the same integers to
  * the same plan, so the counts are all that blocks wait for. */
 #include "cuda/ids.cuh"
+#include "cuda/ipm.cuh"
 #include "cuda/peers.cuh"
 #include "cuda/segments.cuh"
 #include "cuda/share.cuh"
@@ -221,4 +222,36 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     if (!first || (!a.reuse && a.clusters == 1 && !shares_with_peers(a))) return;
     block_barrier();
     advance_memory(a, epoch);
+}
+
+/* ---- the interior-point method ---- */
+
+DEVICE void begin_ipm(const step &a) {
+    clear_shared(a.shared.state, sizeof(block_state));
+    clear_shared(a.shared.load, a.ranks * (int32_t)sizeof(int64_t));
+    clear_shared(a.ipm.result, sizeof(ipm_total));
+    copy_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16,
+               thread_index(), block_threads());
+    gather_sources(a, thread_index(), block_threads());
+    warp_barrier(); /* the state was cleared by the first warp */
+    if (thread_index() != 0) return;
+    block_state *state = state_of(a);
+    state->narrow = 1;
+    state->bound_denominator = 1;
+    if (a.reuse) state->cached = a.memory->cached;
+    if (a.reuse) state->current = a.memory->current;
+}
+
+/* One block. */
+KERNEL void LPLB__CUDA_IPM_BOUNDS lplb__cuda_ipm_kernel(const LPLB__CUDA_CONSTANT step a) {
+    begin_ipm(a);
+    block_barrier();
+    if (prepare_plan(a)) solve_by_ipm(a);
+    block_barrier();
+    write_results(a, thread_index(), block_threads());
+    if (warp_index() == 0) write_report(a);
+    if (thread_index() == 0) report_ipm(a);
+    if (!a.reuse) return;
+    block_barrier();
+    advance_memory(a, 0);
 }

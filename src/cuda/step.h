@@ -4,6 +4,7 @@
 
 #include <lplb/cuda.h>
 
+#include "cuda/ipm.h"
 #include "cuda/tables.h"
 
 enum {
@@ -100,6 +101,7 @@ typedef struct lplb__cuda_step {
     int64_t tolerance; /* fixed point, 0 = none */
     int64_t reuse;     /* fixed point, 0 = no cache */
     uint64_t timeout_ns;
+    lplb__cuda_ipm ipm; /* of the interior-point kernel */
     /* of one step */
     int32_t stages;
     int32_t ids_bytes, out_bytes; /* 4 or 8 an id */

@@ -65,9 +65,10 @@ typedef struct lplb__cuda_header {
     int32_t speeds;     /* nonzero: ranks differ in speed */
     int32_t components; /* with movable experts */
     int32_t rows, chunks;
-    int32_t widest_row; /* chunks */
-    int32_t tag;        /* of what ranks that share counts must have alike */
-    int32_t unused;
+    int32_t widest_row;                  /* chunks */
+    int32_t tag;                         /* of what ranks that share counts must have alike */
+    int32_t largest_ranks, largest_rows; /* of a component: ranks; ranks and movable experts */
+    int32_t team_warps; /* that solve a component together, of LPLB__CUDA_IPM_WARPS */
     int64_t total_speed;
 } lplb__cuda_header;
 
@@ -87,6 +88,11 @@ typedef struct lplb__cuda_tables {
     uint32_t chunk; /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
                        0 = further ones */
     uint32_t lane;  /* [chunks][LANES] */
+    /* for the interior-point method: what a component and a rank have of movable experts */
+    uint32_t movable;       /* uint16 [E] experts, by component */
+    uint32_t first_movable; /* uint16 [G/2+1] of each component */
+    uint32_t rank_host;     /* uint16 [P] hosts, by position of their rank */
+    uint32_t first_host;    /* uint16 [G+1] of each rank */
     uint32_t bytes;
 } lplb__cuda_tables;
 

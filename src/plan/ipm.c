@@ -26,7 +26,8 @@ static ipm_size size_of(const lplb_hosts *hosts) {
     return n;
 }
 
-static lplb_status check_options(const lplb_ipm_options *o) {
+lplb_status lplb__ipm_check(const lplb_ipm_options *o, const int64_t *speed,
+                            lplb_ipm_options *filled) {
     if (o->published && (o->iterations || o->tolerance != 0 || o->step != 0))
         return LPLB_FAIL(LPLB_INVALID, "ipm: the published form has 5 iterations and a step of "
                                        "0.999; leave iterations, tolerance and step at 0");
@@ -36,6 +37,13 @@ static lplb_status check_options(const lplb_ipm_options *o) {
         return LPLB_FAIL(LPLB_RANGE, "ipm: tolerance %g is outside [0, 1)", o->tolerance);
     if (!(o->step >= 0 && o->step < 1))
         return LPLB_FAIL(LPLB_RANGE, "ipm: step %g is outside (0, 1)", o->step);
+    if (o->published && speed)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "ipm: the published form knows no speeds; use the "
+                                           "converged one");
+    *filled = *o;
+    if (!filled->iterations) filled->iterations = o->published ? 5 : 50;
+    if (filled->tolerance == 0) filled->tolerance = 1e-9;
+    if (filled->step == 0) filled->step = 0.999;
     return LPLB_OK;
 }
 
@@ -145,23 +153,18 @@ static void make_lists(lplb__ipm *ipm, int32_t *parent) {
 
 lplb_status lplb__ipm_init(lplb__ipm **out, const lplb_plan_config *config, lplb__arena *arena) {
     ipm_size n = size_of(&config->hosts);
-    LPLB_TRY(check_options(&config->ipm));
+    lplb_ipm_options options;
+    LPLB_TRY(lplb__ipm_check(&config->ipm, config->speed, &options));
     if (n.ranks + n.experts > IPM_MAX_ROWS)
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "ipm: %d ranks and %lld experts with several hosts make more than %d "
                          "rows; use the exact solver",
                          config->hosts.ranks, (long long)n.experts, IPM_MAX_ROWS);
-    if (config->ipm.published && config->speed)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "ipm: the published form knows no speeds; use the "
-                                           "converged one");
     lplb__ipm *ipm = lplb__arena_take(arena, 1, sizeof *ipm);
     int32_t *parent = lplb__arena_take(arena, n.ranks, sizeof *parent);
     lay_out(ipm, n, config->ipm.published, arena);
     ipm->hosts = &config->hosts;
-    ipm->options = config->ipm;
-    if (!ipm->options.iterations) ipm->options.iterations = config->ipm.published ? 5 : 50;
-    if (ipm->options.tolerance == 0) ipm->options.tolerance = 1e-9;
-    if (ipm->options.step == 0) ipm->options.step = 0.999;
+    ipm->options = options;
     find_parts(ipm->hosts, parent);
     make_lists(ipm, parent);
     *out = ipm;

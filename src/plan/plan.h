@@ -46,6 +46,9 @@ int64_t lplb__excess(const lplb__batch *batch, const int64_t *load, int32_t from
 typedef struct lplb__ipm lplb__ipm;
 void lplb__ipm_reserve(const lplb_plan_config *config, lplb__arena *arena);
 lplb_status lplb__ipm_init(lplb__ipm **ipm, const lplb_plan_config *config, lplb__arena *arena);
+/* Checks the options; *filled has the defaults in place of zeros. speed may be NULL. */
+lplb_status lplb__ipm_check(const lplb_ipm_options *options, const int64_t *speed,
+                            lplb_ipm_options *filled);
 /* Fills split, outcome (FEASIBLE or NOT_CONVERGED), sweeps, rejected, ipm_gap, bound. */
 lplb_status lplb__ipm_solve(lplb__ipm *ipm, const lplb__batch *batch, lplb_plan *plan);
 

@@ -13,6 +13,7 @@
 #define DEVICE_CALL static
 #define KERNEL      extern "C"
 #define LPLB__CUDA_BOUNDS
+#define LPLB__CUDA_IPM_BOUNDS
 #define LPLB__CUDA_CONSTANT
 
 struct emulated_warp {
