@@ -11,8 +11,8 @@ DEPS      = scripts/install_deps.sh
 # Tests stop a hang themselves (TIMEOUT in tests/CMakeLists.txt).
 CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 
-.PHONY: all deps build demo test test-asan test-tsan test-python fuzz bench format lint install \
-        clean
+.PHONY: all deps build demo test test-asan test-tsan test-python test-gpu test-gpu-sanitize \
+        gpu-programs fuzz bench bench-gpu format lint install clean
 all: build
 
 deps:
@@ -57,6 +57,20 @@ test-tsan: deps
 test-python: build
 	@$(DEPS) python torch
 	@scripts/test_python.sh $(BUILD)
+
+# On this machine's GPU; nvcc is needed. The tests' case tables are the CPU's.
+gpu-programs: $(BUILD)/build.ninja
+	@$(CONFIGURE) -B $(BUILD) -DLPLB_CUDA=ON >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target gpu_tests bench_cuda
+
+test-gpu: gpu-programs
+	@scripts/gpu/test.sh $(BUILD)/tests/cuda
+
+test-gpu-sanitize: gpu-programs
+	@scripts/gpu/test.sh $(BUILD)/tests/cuda sanitize
+
+bench-gpu: gpu-programs
+	@$(BUILD)/bench/cuda/bench_cuda
 
 # Coverage-guided, with clang's libFuzzer.
 fuzz:

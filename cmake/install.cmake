@@ -9,6 +9,9 @@ set_target_properties(lplb_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${LPLB_BIN_TO_L
 
 install(TARGETS lplb_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS lplb EXPORT lplb LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(TARGET lplb_cuda)
+  install(TARGETS lplb_cuda EXPORT lplb LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(DIRECTORY include/lplb DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 
 install(EXPORT lplb NAMESPACE lplb:: FILE lplbTargets.cmake DESTINATION ${LPLB_CMAKE_DIR})
@@ -23,6 +26,11 @@ file(RELATIVE_PATH LPLB_PC_TO_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/lplb.pc.in ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb.pc
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+if(TARGET lplb_cuda)
+  configure_file(cmake/lplb_cuda.pc.in ${CMAKE_CURRENT_BINARY_DIR}/lplb_cuda.pc @ONLY)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lplb_cuda.pc
+          DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endif()
 
 # Man pages are the commands' own --help, so they cannot disagree with it. A target of their own:
 # only `make install` needs them.

@@ -59,7 +59,6 @@ void floor_copy(const int64_t *in, int64_t *out, int64_t n, cudaStream_t stream)
 
 void floor_histogram(const int64_t *in, int64_t n, int experts, uint32_t *count,
                      cudaStream_t stream) {
-    int blocks = (int)((n + 1023) / 1024);
-    histogram_kernel < <<blocks<132 ? blocks : 132, 1024, (size_t)experts * 4, stream>>>(
-                           in, n, experts, count);
+    int needed = (int)((n + 1023) / 1024), blocks = needed < 132 ? needed : 132;
+    histogram_kernel<<<blocks, 1024, (size_t)experts * 4, stream>>>(in, n, experts, count);
 }

@@ -4,8 +4,9 @@
 
 #include <lplb/status.h>
 
-lplb_status lplb__fail(lplb_status code, const char *file, int line, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+/* Exported for liblplb_cuda, like the functions of base/mem.h: one error record, one allocator. */
+LPLB_API lplb_status lplb__fail(lplb_status code, const char *file, int line, const char *format,
+                                ...) __attribute__((format(printf, 4, 5)));
 
 /* return LPLB_FAIL(LPLB_RANGE, "rank %d is outside [0, %d)", r, ranks); */
 #define LPLB_FAIL(code, ...) lplb__fail((code), __FILE__, __LINE__, __VA_ARGS__)

@@ -141,8 +141,9 @@ typedef struct optional_part {
 } optional_part;
 
 static const optional_part parts[] = {
-    {"CUDA driver", "NVIDIA GPUs (not used by this build)", "libcuda.so.1", NULL},
-    {"CUDA toolkit", "building GPU code (not used by this build)", NULL,
+    {"CUDA driver", "NVIDIA GPUs", "libcuda.so.1", NULL},
+    {"liblplb_cuda", "plan and dispatch on a GPU (built where nvcc is)", "liblplb_cuda.so.0", NULL},
+    {"CUDA toolkit", "building liblplb_cuda", NULL,
      "PATH=$PATH:/usr/local/cuda/bin nvcc --version 2>/dev/null | sed -n 's/.*release //p'"},
     {"MPI", "the trainer, on several ranks", "libmpi.so.40 libmpi.so.12 libmpi.so",
      "mpirun --version 2>/dev/null"},
