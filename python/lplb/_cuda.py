@@ -45,6 +45,13 @@ class Problem(ctypes.Structure):
                 ("share", c_void_p)]
 
 
+class CommConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("device", c_int32), ("rank", c_int32),
+                ("ranks", c_int32), ("experts", c_int32), ("transport", c_int),
+                ("ranks_per_node", c_int32), ("timeout_ns", c_int64), ("exchange", c_void_p),
+                ("state", c_void_p)]
+
+
 class Report(ctypes.Structure):
     _fields_ = [("error", c_uint64), ("steps", c_uint64), ("outcome", c_int32),
                 ("reused", c_int32), ("sweeps", c_int32), ("augmentations", c_int32),
@@ -67,7 +74,15 @@ PROTOTYPES = {
     "lplb_cuda_report_read": (c_int, c_void_p, _stream, POINTER(Report)),
     "lplb_cuda_report_status": (c_int, POINTER(Report)),
     "lplb_cuda_report_clear": (c_int, c_void_p, _stream),
+    "lplb_cuda_comm_create": (c_int, POINTER(CommConfig), c_void_p),
+    "lplb_cuda_comm_destroy": (None, c_void_p),
+    "lplb_cuda_comm_transport": (c_int, c_void_p),
+    "lplb_cuda_transport_name": (c_char_p, c_int),
+    "lplb_cuda_comm_agree": (c_int, c_void_p, c_void_p),
+    "lplb_cuda_comm_state": (c_int, c_void_p),
 }
+
+TRANSPORTS = ("auto", "p2p", "nccl", "hierarchical")  # values of lplb_cuda_transport
 
 
 def find_library() -> str | None:
@@ -136,14 +151,49 @@ def _tensor_device(index: int) -> Any:
     return torch.device("cuda", index)
 
 
+class DeviceComm:
+    """Ranks whose steps share counts on the GPU; made by all of them together.
+
+    comm: a `Communicator`, by which the ranks find each other. transport: one of TRANSPORTS.
+    ranks_per_node: 0 = by host.
+    """
+
+    def __init__(self, comm: Any, device: int, experts: int, transport: str, ranks_per_node: int,
+                 timeout: float) -> None:
+        self.lib = library()
+        self.ranks, self.rank = comm.size(), comm.rank()
+        self._comm = comm  # its handle is used by the library
+        gather = c.library().lplb_comm_all_gather
+        config = CommConfig(
+            struct_size=ctypes.sizeof(CommConfig), device=device, rank=self.rank, ranks=self.ranks,
+            experts=experts, transport=TRANSPORTS.index(transport), ranks_per_node=ranks_per_node,
+            timeout_ns=int(timeout * 1e9), exchange=ctypes.cast(gather, c_void_p),
+            state=comm._handle)
+        handle = c_void_p()
+        check(self.lib.lplb_cuda_comm_create(ctypes.byref(config), ctypes.byref(handle)))
+        self.handle = handle
+        weakref.finalize(self, self.lib.lplb_cuda_comm_destroy, handle)
+
+    @property
+    def transport(self) -> str:
+        number = self.lib.lplb_cuda_comm_transport(self.handle)
+        return self.lib.lplb_cuda_transport_name(number).decode()
+
+    @property
+    def alive(self) -> bool:
+        return self.lib.lplb_cuda_comm_state(self.handle) == c.OK
+
+
 class Step:
     """Balances one layer's ids for one source of S on one device.
 
-    group: torch group over whose ranks counts are gathered, None for one source. counts: int64 [E]
-    of the last batch, of all sources, on the device.
+    comm: ranks that share counts inside the step. group: torch group over whose ranks counts are
+    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, on
+    the device.
     """
 
-    def __init__(self, placement: Placement, solver: str, device: int, group: Any, source: int,
+    def __init__(self, placement: Placement, solver: str, device: int,
+                 comm: DeviceComm | None, group: Any, source: int,
                  source_rank: Sequence[int] | None, node: Sequence[int] | None, locality: bool,
                  n_sms: int, max_ids: int) -> None:
         import torch
@@ -151,15 +201,17 @@ class Step:
         self.lib = library()
         self.torch, self.device = torch, device
         parsed, _ = parse_solver(solver)
-        sources = group.size() if group is not None else 1
+        sources = 1
+        if comm is not None or group is not None:
+            sources = comm.ranks if comm is not None else group.size()
         self._keep = [None if x is None else np.ascontiguousarray(x, dtype=np.int32)
                       for x in (source_rank, node)]
         ranks, nodes = (None if x is None else address(x) for x in self._keep)
         self.config = Config(
             struct_size=ctypes.sizeof(Config), device=device, sources=sources, source_rank=ranks,
             node=nodes, solver=parsed.solver, ipm=parsed.ipm, tolerance=parsed.tolerance,
-            locality=locality, n_sms=n_sms)
-        self.placement, self.group = placement, group
+            locality=locality, n_sms=n_sms, comm=None if comm is None else comm.handle)
+        self.placement, self.group, self.comm = placement, group, comm
         self._handles: list[c_void_p] = []
         self._ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), source=source)
         n = placement.n_logical_experts
@@ -176,6 +228,8 @@ class Step:
         self._empty_like = torch.empty_like
         self._dtypes = {torch.int32: INT32, torch.int64: INT64}
         self._grow(max_ids)
+        if comm is not None:
+            check(self.lib.lplb_cuda_comm_agree(comm.handle, self._handle))
 
     def _grow(self, max_ids: int) -> None:
         """A planner for more ids. Graphs that were captured go on using the earlier ones."""
@@ -251,18 +305,20 @@ class Step:
         check(self.lib.lplb_cuda_map_shares(self._handle, self._ids_ref, share.data_ptr(),
                                             current_stream(self.device)))
 
-    def report(self) -> Report:
-        """What the device wrote; waits for the stream."""
-        out = Report()
-        check(self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
-                                             ctypes.byref(out)))
-        return out
-
-    def error(self, report: Report) -> c.Error | None:
-        """The error in a report, which is forgotten on the device."""
-        status = self.lib.lplb_cuda_report_status(ctypes.byref(report))
+    def report(self) -> tuple[Report, c.Error | None]:
+        """What the device wrote, and its error, which is then forgotten; waits for the stream."""
+        out = Report(outcome=-1)
+        status = self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
+                                                ctypes.byref(out))
+        if status == c.TIMEOUT:  # found while waiting: the device has said nothing yet
+            return out, self._error_of(status)
+        check(status)
+        status = self.lib.lplb_cuda_report_status(ctypes.byref(out))
         if status == c.OK:
-            return None
-        found = c.error_of(status, self.lib.lplb_error_message().decode(errors="replace"))
+            return out, None
+        found = self._error_of(status)
         check(self.lib.lplb_cuda_report_clear(self._handle, current_stream(self.device)))
-        return found
+        return out, found
+
+    def _error_of(self, status: int) -> c.Error:
+        return c.error_of(status, self.lib.lplb_error_message().decode(errors="replace"))

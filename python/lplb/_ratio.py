@@ -187,7 +187,9 @@ class SlotShares(Shares):
         import torch
 
         t = self._tables.on(counts.device)
-        step = self.planner._device_step(_arrays.device_index(counts))
+        # counts are of all sources already: one source
+        step = self.planner._device_step(_arrays.device_index(counts),
+                                         placement=self.planner.placement)
         of_host = step.solve(counts, None, len(self.hosts.rank))
         of_host = torch.where(counts.index_select(0, t["of"]) > 0, of_host, t["even"])
         share = of_host.new_zeros(self.shape)

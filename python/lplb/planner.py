@@ -33,8 +33,9 @@ class Status:
 
     outcome: "optimal" (proven), "within_tolerance", "feasible", "not_converged" (a split of a
     solver that proves nothing, still valid), "unbalanced": the counts could not be shared, ids
-    went to their experts' homes, and error says why; or "failed": the GPU found an error in what
-    it was given, and the ids that came out are not to be used.
+    went to their experts' homes (on a GPU: evenly to their experts' copies), and error says why;
+    or "failed": the GPU found an error in what it was given, and the ids that came out are not to
+    be used.
     """
 
     outcome: str
@@ -60,8 +61,10 @@ class Planner:
     Further options: rank, of this process where there is no group (for locality); nodes, number of
     nodes (default: the hosts of a torch group, else 1); solver, as in "exact", "even",
     "exact:tolerance=1.02" (keep the even split when its fullest rank is within 2 % of the mean);
-    transport, "auto", "shm" or "torch", of the counts among the ranks for CPU ids (GPU ids: an
-    all-gather of the group, on the stream); timeout in seconds for ranks that are gone or late;
+    transport, how the ranks share counts: "auto", or for CPU ids "shm" or "torch", for GPU ids
+    "p2p" (inside the step's kernel, over memory that the GPUs of a node map), "nccl",
+    "hierarchical" (p2p inside nodes, nccl across), or "torch" (an all-gather of the group, on the
+    stream); timeout in seconds for ranks that are gone or late;
     threads for CPU ids (0 = all; results do not depend on it); max_ids, most ids of a call for
     GPU ids (0 = grow as they come, which a graph capture cannot).
     """
@@ -150,12 +153,15 @@ class Planner:
         self.n_logical_routed_experts = n_logical
         self.solver = solver
         self._locality = parse_solver(solver)[1]
+        if transport not in _TRANSPORTS:
+            raise c.bad(f"transport '{transport}' is not known; one of {', '.join(_TRANSPORTS)}")
         self._rank, self._transport, self._timeout = rank, transport, timeout
         self._threads, self._max_ids = threads, max_ids
         self.deep_ep_initialized = False
         self._comm: Communicator | None = None
         self._step: _cpu.Step | None = None
         self._device_steps: dict[tuple, _cuda.Step] = {}
+        self._device_comms: dict[int, _cuda.DeviceComm] = {}
         self._last: Status | _cuda.Step | None = None
         self._node: list[int] | None = None
 
@@ -185,8 +191,9 @@ class Planner:
             self._comm = group
             self._nodes = nodes or 1
         else:
-            self._comm = Communicator.from_group(group, self.n_logical_routed_experts,
-                                                 self._transport, self._timeout)
+            on_cpu = self._transport if self._transport in ("shm", "torch") else "auto"
+            self._comm = Communicator.from_group(group, self.n_logical_routed_experts, on_cpu,
+                                                 self._timeout)
             hosts = nodes_of(group)
             self._nodes = nodes or max(hosts) + 1
             if self._node is None and group.size() == self.ep_size:
@@ -203,6 +210,7 @@ class Planner:
             "nodes": self._nodes,
             "node": self._node,
             "solver": self.solver,
+            "transport": self._transport,
         })
 
     def init_from_deep_ep(self, buffer: Any) -> None:
@@ -216,7 +224,7 @@ class Planner:
             raise c.bad(f"the buffer's group has {group.size()} ranks, the planner {self.ep_size}")
         if self.ep_group is not group:
             self._join(group, self._nodes if self._nodes != 1 else None)
-            self._step, self._device_steps = None, {}
+            self._step, self._device_steps, self._device_comms = None, {}, {}
         self.deep_ep_initialized = True
 
     def reconnect(self) -> None:
@@ -227,11 +235,14 @@ class Planner:
         if self._comm is not None:
             self._comm.close()
         self._join(self.ep_group, self._nodes)
-        self._step = None
+        self._step, self._device_steps, self._device_comms = None, {}, {}
 
     @property
     def transport(self) -> str | None:
-        """How counts are shared: "shm", "torch", "local", a custom name, None without group."""
+        """How counts are shared: "shm", "torch", "local", a custom name; once GPU ids have come,
+        how theirs are: "p2p", "nccl", "hierarchical" or "torch". None without group."""
+        for comm in self._device_comms.values():
+            return comm.transport
         return None if self._comm is None else self._comm.transport
 
     # ---- placement ----
@@ -344,27 +355,46 @@ class Planner:
         key = (None if placement is None else id(placement), device, locality, n_sms)
         step = self._device_steps.get(key)
         if step is None:
-            group = self.ep_group if placement is None else None
-            if isinstance(group, Communicator):
-                if group.size() > 1:
-                    raise c.bad("GPU ids need a torch.distributed group, not a Communicator",
-                                c.UNSUPPORTED)
-                group = None
-            group = None if group is None or group.size() == 1 else group
-            _cuda.check_group(group)
+            comm, group = self._device_sharing(device) if placement is None else (None, None)
+            shared = comm if comm is not None else group
             ranks = None if self._rank is None else [self._rank]
-            if group is not None and group.size() == self.ep_size:
+            if shared is not None and self.ep_group.size() == self.ep_size:
                 ranks = list(range(self.ep_size))
-            if group is None and ranks is None:
+            if shared is None and ranks is None:
                 if locality:
                     raise c.bad("locality needs to know where the ids come from: give a group of "
                                 "all ranks, or rank=", c.STATE)
                 ranks = [0]
             step = _cuda.Step(self._placement if placement is None else placement, self.solver,
-                              device, group, group.rank() if group else 0, ranks, self._node,
-                              locality, n_sms or 0, max(n, self._max_ids, 1 << 16))
+                              device, comm, group, 0 if shared is None else self.ep_group.rank(),
+                              ranks, self._node, locality, n_sms or 0,
+                              max(n, self._max_ids, 1 << 16))
             self._device_steps[key] = step
         return step
+
+    def _device_sharing(self, device: int) -> tuple[_cuda.DeviceComm | None, Any]:
+        """How GPU ids' counts are shared: by a communicator, or by the group; a collective call."""
+        if self._comm is None or self._comm.size() == 1:
+            return None, None
+        if self._transport == "shm":
+            raise c.bad("the transport shm carries counts of CPU ids; for GPU ids give auto, p2p, "
+                        "nccl, hierarchical or torch", c.UNSUPPORTED)
+        if self._transport == "torch":
+            if isinstance(self.ep_group, Communicator):
+                raise c.bad("the transport torch needs a torch.distributed group, not a "
+                            "Communicator", c.UNSUPPORTED)
+            _cuda.check_group(self.ep_group)
+            return None, self.ep_group
+        if device not in self._device_comms:
+            ranks, nodes = self._comm.size(), self._nodes or 1
+            each = ranks // nodes if nodes > 1 and ranks % nodes == 0 else 0
+            made = _cuda.DeviceComm(self._comm, device, self.n_logical_routed_experts,
+                                    self._transport, each, self._timeout)
+            self._device_comms[device] = made
+            if self._comm.rank() == 0:
+                _log.info("lplb: counts of %d ranks' GPUs are shared over %s", ranks,
+                          made.transport)
+        return self._device_comms[device], None
 
     def run(self, idx: Array, avail_counter: Array | None = None, n_sms: int | None = None, *,
             locality: bool | None = None, out: Array | None = None) -> Array:
@@ -426,9 +456,10 @@ class Planner:
         """How the last `run` went, None before the first. For GPU ids this waits for the GPU."""
         if not isinstance(self._last, _cuda.Step):
             return self._last
-        report = self._last.report()
-        error = self._last.error(report)
-        return Status("failed", error) if error else _SOLVED[report.outcome]
+        report, error = self._last.report()
+        if error is None:
+            return _SOLVED[report.outcome]
+        return Status("unbalanced" if error.status in _cpu.COMM_FAILURES else "failed", error)
 
     @property
     def last_plan(self) -> Plan:
@@ -538,7 +569,10 @@ class Planner:
         if counts.numel() != self.n_logical_routed_experts:
             raise c.bad(f"workload has {counts.numel()} entries, must have "
                         f"{self.n_logical_routed_experts}")
-        if self.ep_group is not None and self.ep_group.size() > 1:
+        if isinstance(self.ep_group, Communicator):  # by way of the host
+            total = self._comm.gather_counts(counts.cpu().numpy(), self._tag).sum(0)
+            counts = torch.from_numpy(total).to(counts.device)
+        elif self.ep_group is not None and self.ep_group.size() > 1:
             counts = counts.clone()
             torch.distributed.all_reduce(counts, group=self.ep_group)
         share = self._shares().solve_on_device(counts)
@@ -550,6 +584,7 @@ class Planner:
         return share, total
 
 
+_TRANSPORTS = ("auto", "shm", "torch", "p2p", "nccl", "hierarchical")
 _SOLVED = tuple(Status(name) for name in ("optimal", "within_tolerance", "feasible",
                                           "not_converged"))
 

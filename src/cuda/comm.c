@@ -55,6 +55,14 @@ static uint64_t host_number(void) {
     return hash;
 }
 
+/* The caller's exchange, whose own message is out of our reach. */
+static lplb_status meet(const lplb_cuda_comm *comm, const void *send, void *receive, size_t bytes) {
+    lplb_status status = comm->config.exchange(comm->config.state, send, receive, (int64_t)bytes);
+    if (status == LPLB_OK) return LPLB_OK;
+    return LPLB_FAIL(status, "the exchange among the ranks' hosts failed: %s",
+                     lplb_status_text(status));
+}
+
 /* Every rank's status; the first that failed fails all. A failure of one's own keeps its text. */
 static lplb_status all_agree(const lplb_cuda_comm *comm, lplb_status own, const char *what) {
     lplb_status status = LPLB_OK;
@@ -152,7 +160,7 @@ static lplb_status join_nccl(lplb_cuda_comm *comm, const lplb__cuda_card *cards,
     if (status == LPLB_OK && comm->config.rank == first) status = lplb__nccl_new_id(own);
     LPLB_TRY(all_agree(comm, status, "use NCCL"));
     LPLB_TRY(LPLB_CALLOC(ids, (int64_t)ranks * LPLB__NCCL_ID_BYTES));
-    status = comm->config.exchange(comm->config.state, own, ids, sizeof own);
+    status = meet(comm, own, ids, sizeof own);
     if (status == LPLB_OK)
         status = lplb__nccl_create(ids + (int64_t)first * LPLB__NCCL_ID_BYTES, place, members,
                                    &comm->nccl);
@@ -219,7 +227,7 @@ static lplb_status make(lplb_cuda_comm *comm) {
     LPLB_TRY(LPLB_CALLOC(cards, comm->config.ranks));
     lplb_status status = write_card(comm, &own), gathered;
     own.status = status;
-    gathered = comm->config.exchange(comm->config.state, &own, cards, sizeof own);
+    gathered = meet(comm, &own, cards, sizeof own);
     if (gathered == LPLB_OK) gathered = compare_cards(comm, cards);
     if (status == LPLB_OK) status = gathered;
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK; r++)
@@ -345,7 +353,7 @@ lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *
     int32_t own, *all;
     LPLB_TRY(lplb__cuda_planner_tag(planner, &own));
     LPLB_TRY(LPLB_CALLOC(all, comm->config.ranks));
-    lplb_status status = comm->config.exchange(comm->config.state, &own, all, sizeof own);
+    lplb_status status = meet(comm, &own, all, sizeof own);
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK && used + 16 < sizeof list; r++)
         if (all[r] != all[0])
             used += (size_t)snprintf(list + used, sizeof list - used, used ? ", %d" : "%d", r);

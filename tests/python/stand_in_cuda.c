@@ -1,8 +1,12 @@
 /* A stand-in for liblplb_cuda on the CPU: the functions that the Python package calls, over host
  * memory, so that its GPU paths can be tested where there is no GPU. */
-#include <lplb/cuda.h>
+#include <lplb/cuda_comm.h>
 #include <stdlib.h>
 #include <string.h>
+
+struct lplb_cuda_comm {
+    lplb_cuda_comm_config config;
+};
 
 struct lplb_cuda_planner {
     lplb_cuda_config config;
@@ -12,12 +16,17 @@ struct lplb_cuda_planner {
     lplb_cuda_report report;
 };
 
+static int32_t sources_of(const lplb_cuda_planner *p) {
+    if (p->config.comm) return p->config.comm->config.ranks;
+    return p->config.sources ? p->config.sources : 1;
+}
+
 static lplb_status build(lplb_cuda_planner *p, const lplb_placement *placement, int32_t layer) {
     lplb_dispatcher_destroy(p->dispatcher);
     lplb_planner_destroy(p->planner);
     p->dispatcher = NULL;
     p->planner = NULL;
-    int32_t S = p->config.sources ? p->config.sources : 1;
+    int32_t S = sources_of(p);
     lplb_status status = lplb_dispatcher_create(placement, layer, S, p->config.source_rank,
                                                 p->config.node, 1, &p->dispatcher);
     if (status != LPLB_OK) return status;
@@ -40,7 +49,7 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
         free(p);
         return status;
     }
-    int64_t E = config->placement->experts, S = config->sources ? config->sources : 1;
+    int64_t E = config->placement->experts, S = sources_of(p);
     p->tokens = calloc((size_t)E, sizeof(int64_t));
     p->split = calloc((size_t)config->placement->slots, sizeof(int64_t));
     p->loads = calloc((size_t)config->placement->ranks, sizeof(int64_t));
@@ -73,7 +82,7 @@ lplb_status lplb_cuda_planner_update(lplb_cuda_planner *p, const lplb_placement 
 static lplb_status solve(lplb_cuda_planner *p, const lplb_cuda_problem *problem,
                          const int64_t *sources) {
     const lplb_hosts *hosts = lplb_dispatcher_hosts(p->dispatcher);
-    int32_t S = p->config.sources ? p->config.sources : 1;
+    int32_t S = sources_of(p);
     memset(p->tokens, 0, (size_t)hosts->experts * sizeof(int64_t));
     for (int32_t s = 0; s < S; s++)
         for (int32_t e = 0; e < hosts->experts; e++)
@@ -124,7 +133,13 @@ lplb_status lplb_cuda_run(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
     lplb_status status = lplb_cuda_count(p, ids, p->own, stream);
     if (status != LPLB_OK || p->report.error) return status;
     const int64_t *sources = problem->source_counts ? problem->source_counts : p->own;
-    status = solve(p, problem, sources);
+    if (p->config.comm) {
+        const lplb_cuda_comm_config *c = &p->config.comm->config;
+        int64_t bytes = lplb_dispatcher_hosts(p->dispatcher)->experts * (int64_t)sizeof(int64_t);
+        sources = p->all;
+        status = c->exchange(c->state, p->own, p->all, bytes);
+    }
+    if (status == LPLB_OK) status = solve(p, problem, sources);
     if (status == LPLB_OK)
         status = lplb_dispatch_prepare(p->dispatcher, sources, p->split, ids->source,
                                        p->config.locality);
@@ -163,4 +178,33 @@ lplb_status lplb_cuda_report_clear(lplb_cuda_planner *p, lplb_cuda_stream stream
     (void)stream;
     p->report.error = 0;
     return LPLB_OK;
+}
+
+/* ---- ranks: by way of the host ---- */
+
+lplb_status lplb_cuda_comm_create(const lplb_cuda_comm_config *config, lplb_cuda_comm **out) {
+    *out = NULL;
+    if (config->struct_size != sizeof *config) return LPLB_INVALID;
+    if (config->transport == LPLB_CUDA_TRANSPORT_NCCL) return LPLB_UNSUPPORTED;
+    *out = calloc(1, sizeof **out);
+    (*out)->config = *config;
+    return LPLB_OK;
+}
+void lplb_cuda_comm_destroy(lplb_cuda_comm *comm) { free(comm); }
+lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm) {
+    return comm->config.transport ? comm->config.transport : LPLB_CUDA_TRANSPORT_P2P;
+}
+const char *lplb_cuda_transport_name(lplb_cuda_transport transport) {
+    static const char *const names[] = {"auto", "p2p", "nccl", "hierarchical"};
+    return names[transport];
+}
+lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner) {
+    int32_t own = planner->config.solver, all[64];
+    lplb_status status = comm->config.exchange(comm->config.state, &own, all, sizeof own);
+    for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK; r++)
+        if (all[r] != own) status = LPLB_DISAGREE;
+    return status;
+}
+lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm) {
+    return comm ? LPLB_OK : LPLB_INVALID;
 }

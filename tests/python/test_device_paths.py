@@ -53,6 +53,7 @@ def test_prototypes_and_structs_are_those_of_the_header(root, tmp_path):
     declared = declarations(root)
     for name, prototype in _cuda.PROTOTYPES.items():
         assert len(prototype) - 1 == declared[name], name
+    check_structs(root, tmp_path, "lplb/cuda_comm.h", {"lplb_cuda_comm_config": _cuda.CommConfig})
     check_structs(root, tmp_path, "lplb/cuda.h", {
         "lplb_cuda_config": _cuda.Config, "lplb_cuda_ids": _cuda.IdsStruct,
         "lplb_cuda_problem": _cuda.Problem, "lplb_cuda_report": _cuda.Report})
@@ -178,30 +179,65 @@ def test_gloo_does_not_gather_on_the_gpu():
     run_ranks(gloo_is_refused, 1, free_port())
 
 
-def gathered(rank, ranks, port, table):
+def gathered(rank, ranks, port, table, transport):
     group = join(rank, ranks, port)
-    planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=group)
+    planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=group,
+                                          transport=transport)
     ids = torch.from_numpy(skewed_ids(np.random.default_rng(rank), (50 * rank, 2), 24))
     out = planner.run(ids)
     share, total = planner.solve_probs(planner.count_workload(ids, 4)[0])
+    status, used = planner.last_status, planner.transport
     torch.distributed.destroy_process_group()
-    return ids.numpy(), out.numpy(), total.numpy()
+    return ids.numpy(), out.numpy(), share.numpy(), total.numpy(), status.ok, used
 
 
-def test_counts_are_gathered(device):
+@pytest.mark.parametrize("transport, used", [("torch", "torch"), ("auto", "p2p"), ("p2p", "p2p"),
+                                             ("hierarchical", "hierarchical")])
+def test_counts_are_gathered(device, transport, used):
     def gather(out, own, group):  # gloo of torch 1.13 lacks the form that NCCL has
         torch.distributed.all_gather(list(out), own, group=group)
 
     device.setattr(torch.distributed, "all_gather_into_tensor", gather, raising=False)
     table = random_map(np.random.default_rng(34), 24, 4, 8)
-    results = run_ranks(gathered, 4, free_port(), table)
+    results = run_ranks(gathered, 4, free_port(), table, transport)
     counts = sum(np.bincount(ids[ids >= 0], minlength=24) for ids, *_ in results)
-    loads = sum(np.bincount(out[out >= 0] // 8, minlength=4) for _, out, _ in results)
-    best = lplb.Planner.from_placement(table, 24, 4).plan(counts)
-    assert (loads == best.loads).all()
-    for ids, out, total in results:
+    loads = sum(np.bincount(out[out >= 0] // 8, minlength=4) for _, out, *_ in results)
+    alone = lplb.Planner.from_placement(table, 24, 4)
+    assert (loads == alone.plan(counts).loads).all()
+    want, _ = alone.solve_probs(counts)
+    for ids, out, share, total, ok, name in results:
         check_mapped(ids, out, table)
-        assert (total == counts).all()
+        assert (total == counts).all() and np.allclose(share, want, atol=1e-7)
+        assert ok and name == used
+
+
+def without_torch_groups(rank, ranks, name, table):
+    comm = lplb.Communicator.shared_memory(name, rank, ranks, 4096)
+    planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=comm)
+    ids = torch.from_numpy(skewed_ids(np.random.default_rng(rank), (50 * rank, 2), 24))
+    out = planner.run(ids)
+    _, total = planner.solve_probs(planner.count_workload(ids, 4)[0])
+    with pytest.raises(lplb.InputError, match="torch.distributed group"):
+        lplb.Planner.from_placement(torch.from_numpy(table), 24, group=comm,
+                                    transport="torch").run(ids)
+    with pytest.raises(lplb.InputError, match="CPU ids"):
+        lplb.Planner.from_placement(torch.from_numpy(table), 24, group=comm,
+                                    transport="shm").run(ids)
+    with pytest.raises(lplb.InputError):  # the stand-in has no NCCL
+        lplb.Planner.from_placement(torch.from_numpy(table), 24, group=comm,
+                                    transport="nccl").run(ids)
+    return ids.numpy(), out.numpy(), total.numpy()
+
+
+def test_a_communicator_serves_the_gpu(device):
+    table = random_map(np.random.default_rng(35), 24, 3, 10)
+    name = f"pytest-{np.random.SeedSequence().entropy % 10**30}"
+    results = run_ranks(without_torch_groups, 3, name, table)
+    counts = sum(np.bincount(ids[ids >= 0], minlength=24) for ids, *_ in results)
+    loads = sum(np.bincount(out[out >= 0] // 10, minlength=3) for _, out, _ in results)
+    best = lplb.Planner.from_placement(table, 24, 3).plan(counts)
+    assert (loads == best.loads).all()
+    assert all((total == counts).all() for *_, total in results)
 
 
 def test_without_the_library(monkeypatch):
