@@ -12,7 +12,7 @@ DEPS      = scripts/install_deps.sh
 CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 
 .PHONY: all deps build demo test test-asan test-tsan test-python test-gpu test-gpu-sanitize \
-        gpu-programs fuzz bench bench-gpu format lint install clean
+        gpu-programs fuzz bench bench-gpu bench-node format lint install clean
 all: build
 
 deps:
@@ -85,6 +85,15 @@ bench:
 	@$(CONFIGURE) -B $(BUILD) >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS)
 	@scripts/bench.sh $(BUILD)
+
+# One node, every rank a process (bench/python/bench_node.py). With LPLB_LIBRARY nothing is built.
+RANKS  ?= 8
+PYTHON ?= python3
+bench-node:
+	@test -n "$$LPLB_LIBRARY" || { $(DEPS) build && $(CONFIGURE) -B $(BUILD) >/dev/null && \
+	    cmake --build $(BUILD) -j $(JOBS) --target python; }
+	@LPLB_LIBRARY=$${LPLB_LIBRARY:-$(BUILD)/liblplb.so} PYTHONPATH=python \
+	    $(PYTHON) bench/python/bench_node.py --ranks $(RANKS)
 
 format:
 	@$(DEPS) lint

@@ -188,8 +188,8 @@ class Step:
     """Balances one layer's ids for one source of S on one device.
 
     comm: ranks that share counts inside the step. group: torch group over whose ranks counts are
-    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, on
-    the device.
+    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, and
+    split: int64 [P], its plan by (expert, host), zeros behind, on the device.
     """
 
     def __init__(self, placement: Placement, solver: str, device: int,
@@ -217,8 +217,9 @@ class Step:
         n = placement.n_logical_experts
         where = _tensor_device(device)
         self.counts = torch.zeros(n, dtype=torch.int64, device=where)
-        self._problem = Problem(struct_size=ctypes.sizeof(Problem),
-                                counts=self.counts.data_ptr())
+        self.split = torch.zeros(placement.slots, dtype=torch.int64, device=where)
+        self._problem = Problem(struct_size=ctypes.sizeof(Problem), counts=self.counts.data_ptr(),
+                                split=self.split.data_ptr())
         if group is not None:
             self._own = torch.zeros(n, dtype=torch.int64, device=where)
             self._all = torch.zeros((sources, n), dtype=torch.int64, device=where)
@@ -253,6 +254,7 @@ class Step:
     def update(self, placement: Placement) -> None:
         """Another placement of the same size, from here on in the stream; also in graphs."""
         self.placement = placement
+        self.split.zero_()  # it may have fewer hosts
         stream = current_stream(self.device)
         for handle in self._handles:
             check(self.lib.lplb_cuda_planner_update(handle, ctypes.cast(placement._handle,

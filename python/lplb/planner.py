@@ -470,6 +470,16 @@ class Planner:
             raise c.bad("there is no plan: call run first", c.STATE)
         return self._cpu_step().solver.snapshot()
 
+    def last_split(self) -> Array:
+        """Tokens of every (expert, host) in the last `run`, int64, in the order of `Plan.split`.
+
+        For GPU ids a tensor [P] on the GPU, zero behind the last host, that the next `run`
+        overwrites; nothing waits. For CPU ids a copy.
+        """
+        if isinstance(self._last, _cuda.Step):
+            return self._last.split
+        return self.last_plan.split
+
     def plan(self, workload: Array) -> Plan:
         """The plan for given counts [E] of all ranks together, without mapping ids."""
         hosts = self._cpu_step().hosts
