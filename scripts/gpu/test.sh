@@ -30,6 +30,10 @@ if [ "$kind" = sanitize ]; then
             cache; do
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_step" $test
         done
+        for test in converged_cases steps; do
+            run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_ipm" $test
+        done
+        run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_local" locality
     done
 else
     for program in "$folder"/test_gpu_*; do run "$program"; done

@@ -70,6 +70,13 @@ DEVICE int64_t host_tokens(const step &a, const block_state *state, int32_t host
     return state->narrow ? shared_array(a, x, int32_t)[host] : shared_array(a, x, int64_t)[host];
 }
 
+/* The end of the nth of `slots` equal parts of a host's tokens, the extra ones to the lower. */
+DEVICE int64_t end_of_part(int64_t tokens, int32_t nth, int32_t slots) {
+    if (slots == 1) return tokens;
+    int64_t each = tokens / slots, extra = tokens % slots;
+    return (nth + 1) * each + smaller((int64_t)nth + 1, extra);
+}
+
 /* 16 bytes, moved by one instruction; every array in shared memory and every section starts on such
  * a border and has room up to the next. */
 typedef struct alignas(16) quad {

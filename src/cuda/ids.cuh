@@ -172,7 +172,7 @@ DEVICE_CALL int32_t find_slot(const step &a, uint32_t segments, int32_t number) 
         else low = middle + 1;
     }
     if (low == last) return -1; /* only after an error */
-    if (a.stages & LPLB__CUDA_STAGE_SEGMENTS) return shared_array(a, slot, uint16_t)[low];
+    if (a.local.nodes) return shared_array(a, slot, uint16_t)[low];
     return table(a, segment, lplb__cuda_segment)[low].slot;
 }
 

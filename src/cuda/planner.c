@@ -61,9 +61,6 @@ static lplb_status check_config(const lplb_cuda_config *c) {
         lplb_cuda_comm_transport(c->comm) != LPLB_CUDA_TRANSPORT_NCCL)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "with ipm, counts are shared through NCCL: make the "
                                            "communicator with that transport");
-    if (c->locality)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU has no locality mode: plan with locality 0, or "
-                                           "with lplb_planner on the CPU");
     if (c->tolerance != 0 && !(c->tolerance >= 1 && c->tolerance <= 1e4))
         return LPLB_FAIL(LPLB_RANGE, "tolerance %g; 0 for none, or from 1 to 10000", c->tolerance);
     if (!(c->reuse >= 0 && c->reuse <= 2))
@@ -159,6 +156,7 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     int64_t words = take(&p->bytes, most * E, sizeof(uint64_t));
     int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
     int64_t between = take(&p->bytes, s->solver == LPLB_SOLVER_IPM ? E + P : 0, sizeof(int64_t));
+    int64_t local = take(&p->bytes, p->local.n, sizeof(int32_t));
     LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
     s->block = p->memory + block;
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
@@ -166,6 +164,7 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     s->cached = (int64_t *)(p->memory + cached);
     p->ipm.counts = (int64_t *)(p->memory + between);
     p->ipm.split = p->ipm.counts + E;
+    lplb__cuda_local_place(p, (const int32_t *)(p->memory + local));
     LPLB_CUDA_TRY(cudaStreamCreateWithFlags(&p->stream, cudaStreamNonBlocking));
     cudaEvent_t *events[] = {&p->staged, &p->begun, &p->planned};
     for (int i = 0; i < 3; i++)
@@ -201,6 +200,7 @@ static uint32_t hash_options(const lplb_cuda_planner *p) {
     const int64_t option[] = {p->step.solver, p->step.tolerance, p->step.reuse, p->locality,
                               p->sources};
     uint32_t hash = hash_bytes(0x811c9dc5u, option, sizeof option);
+    hash = hash_bytes(hash, p->local.numbers, (size_t)p->local.n * sizeof(int32_t));
     if (p->step.solver != LPLB_SOLVER_IPM) return hash;
     const double number[] = {p->ipm.options.iterations, p->ipm.options.tolerance,
                              p->ipm.options.step, p->ipm.options.published != 0};
@@ -224,12 +224,18 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
         memcpy(p->speed, c->speed, (size_t)s->ranks * sizeof *p->speed);
     }
     LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
+    LPLB_TRY(lplb__cuda_local_init(p, c));
+    p->options_tag = hash_options(p);
     LPLB_TRY(fill_tables(p, c->placement, c->layer));
     LPLB_TRY(choose_threads(p, shared_bytes, clusters));
     LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
     if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_init(p, shared_bytes));
     LPLB_TRY(allocate(p));
     LPLB_TRY(send_tables(p, p->stream));
+    if (p->local.n)
+        LPLB_CUDA_TRY(cudaMemcpyAsync((void *)s->local.source_rank, p->local.numbers,
+                                      (size_t)p->local.n * sizeof(int32_t), cudaMemcpyHostToDevice,
+                                      p->stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(p->stream));
     return LPLB_OK;
 }
@@ -243,6 +249,7 @@ static void release(lplb_cuda_planner *p) {
     for (int i = 0; i < 3; i++)
         if (events[i]) cudaEventDestroy(events[i]);
     lplb__free(p->speed);
+    lplb__free(p->local.numbers);
     p->magic = 0;
     lplb__free(p);
 }
@@ -276,7 +283,6 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
     p->step.tolerance = llround(config->tolerance * (1 << TOLERANCE_BITS));
     p->step.reuse = llround(config->reuse * (1 << TOLERANCE_BITS));
     p->step.timeout_ns = TIMEOUT_NS;
-    p->options_tag = hash_options(p);
     lplb__cuda_scope scope = {0, 0};
     lplb_status status = lplb__cuda_enter(p, &scope);
     if (status == LPLB_OK) {

@@ -25,6 +25,10 @@ struct lplb_cuda_planner {
         uint32_t shared_bytes;
         int64_t *counts, *split; /* device [E], [P]: from one launch to the next */
     } ipm;
+    struct {              /* locality, if there is any */
+        int32_t *numbers; /* the arrays of step.local, one after another, until they are sent */
+        int64_t n;
+    } local;
     unsigned char *memory; /* device */
     int64_t bytes;
     unsigned char *staging; /* pinned: tables on their way to the device */
@@ -60,6 +64,13 @@ extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_ipm_kernel;
 /* One launch of the fused kernel; everything is checked. */
 lplb_status lplb__cuda_launch(const lplb_cuda_planner *planner, lplb__cuda_step *step,
                               cudaStream_t stream);
+
+/* ---- local.c ---- */
+
+/* Where the sources live, if the config asks for locality. */
+lplb_status lplb__cuda_local_init(lplb_cuda_planner *planner, const lplb_cuda_config *config);
+/* Their place in device memory, room for planner->local.n numbers. */
+void lplb__cuda_local_place(lplb_cuda_planner *planner, const int32_t *numbers);
 
 /* ---- ipm.c ---- */
 

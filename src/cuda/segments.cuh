@@ -4,6 +4,7 @@
 #define LPLB_CUDA_SEGMENTS_CUH
 
 #include "cuda/block.cuh"
+#include "cuda/local.cuh"
 
 /* ---- other origins of the hosts' tokens than a plan ---- */
 
@@ -95,13 +96,6 @@ DEVICE_CALL void take_shares(const step &a) {
 
 /* ---- ways ---- */
 
-/* The end of the nth of `slots` equal parts of a host's tokens, the extra ones to the lower. */
-DEVICE int64_t end_of_part(int64_t tokens, int32_t nth, int32_t slots) {
-    if (slots == 1) return tokens;
-    int64_t each = tokens / slots, extra = tokens % slots;
-    return (nth + 1) * each + smaller((int64_t)nth + 1, extra);
-}
-
 DEVICE int32_t local_end(int64_t end, int64_t before) {
     return (int32_t)smaller(larger(end - before, (int64_t)0), (int64_t)INT32_MAX);
 }
@@ -110,7 +104,7 @@ DEVICE void make_way(const step &a, const block_state *state, int32_t e) {
     const lplb__cuda_expert at = table(a, expert, lplb__cuda_expert)[e];
     expert_way way = {INT32_MAX, (uint32_t)at.slot[0] | (uint32_t)at.slot[1] << 16, 0, 0};
     int64_t before = shared_array(a, before, int64_t)[e];
-    if (a.stages & LPLB__CUDA_STAGE_SEGMENTS || at.segments > 2) {
+    if (at.segments > 2) {
         way.segments = (uint32_t)at.first_segment << 16 | at.segments;
     } else if (at.segments == 2) {
         int64_t tokens = at.hosts == 2 ? host_tokens(a, state, at.first_host)
@@ -130,23 +124,21 @@ DEVICE void make_segment(const step &a, const block_state *state, int32_t k) {
     if (expert.hosts > 1) tokens = host_tokens(a, state, at.host);
     end += end_of_part(tokens, at.nth, table(a, host, lplb__cuda_host)[at.host].slots);
     shared_array(a, end, int32_t)[k] = local_end(end, shared_array(a, before, int64_t)[at.expert]);
+    if (a.local.nodes) shared_array(a, slot, uint16_t)[k] = at.slot;
 }
 
 /* All threads; a barrier must follow. */
 DEVICE void make_ways(const step &a) {
     const block_state *state = state_of(a);
-    bool prepared = a.stages & LPLB__CUDA_STAGE_SEGMENTS;
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) make_way(a, state, e);
-    ROLLED
-    for (int32_t k = thread_index(); k < header_of(a)->segments; k += block_threads()) {
-        if (!prepared) {
-            make_segment(a, state, k);
-            continue;
-        }
-        shared_array(a, end, int32_t)[k] = a.segment_end[k];
-        shared_array(a, slot, uint16_t)[k] = (uint16_t)a.segment_slot[k];
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        if (is_local(a, state, e)) make_local_way(a, e);
+        else make_way(a, state, e);
     }
+    ROLLED
+    for (int32_t k = thread_index(); k < header_of(a)->segments; k += block_threads())
+        if (!is_local(a, state, table(a, segment, lplb__cuda_segment)[k].expert))
+            make_segment(a, state, k);
 }
 
 #endif

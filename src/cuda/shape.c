@@ -25,6 +25,9 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     s->way = take(&bytes, E, 16);
     s->end = take(&bytes, P, sizeof(int32_t));
     s->slot = take(&bytes, P, sizeof(uint16_t));
+    int64_t local = step->local.nodes ? P : 0;
+    s->local_before = take(&bytes, local, sizeof(int64_t));
+    s->local_taken = take(&bytes, local, sizeof(int32_t));
     s->rows = take(&bytes, rows * E, sizeof(uint32_t));
     s->seen = take(&bytes, warps * (E + 1), sizeof(uint32_t));
     s->number = take(&bytes, warps * (E + 2), sizeof(uint16_t));
@@ -33,6 +36,7 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     s->x = take(&bytes, P, sizeof(int64_t));
     s->saved_load = take(&bytes, G, sizeof(int64_t));
     s->saved_x = take(&bytes, P, sizeof(int64_t));
+    s->local_room = s->saved_x; /* of the planner, which is done */
     s->capacity = take(&bytes, G, sizeof(int64_t));
     s->level = take(&bytes, 2 * G + 2 * LPLB__CUDA_LANES, sizeof(int64_t));
     s->key = take(&bytes, G + 1, sizeof(uint64_t));

@@ -8,11 +8,10 @@
 #include "cuda/tables.h"
 
 enum {
-    LPLB__CUDA_STAGE_COUNT = 1,    /* ids -> counts of this source */
-    LPLB__CUDA_STAGE_SOLVE = 2,    /* counts -> split */
-    LPLB__CUDA_STAGE_MAP = 4,      /* ids, split -> slots */
-    LPLB__CUDA_STAGE_SEGMENTS = 8, /* with MAP: the segments come prepared from memory */
-    LPLB__CUDA_STAGE_SHARES = 16   /* with MAP: this source's own tokens by given shares */
+    LPLB__CUDA_STAGE_COUNT = 1, /* ids -> counts of this source */
+    LPLB__CUDA_STAGE_SOLVE = 2, /* counts -> split */
+    LPLB__CUDA_STAGE_MAP = 4,   /* ids, split -> slots */
+    LPLB__CUDA_STAGE_SHARES = 8 /* with MAP: this source's own tokens by given shares */
 };
 
 /* Of the block's state (block.cuh). */
@@ -27,17 +26,19 @@ enum { LPLB__CUDA_MAX_THREADS = 640 };
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
-    uint32_t tables; /* their hot sections */
-    uint32_t edges;  /* [solver_warps] components' pairs */
-    uint32_t tokens; /* int64 [E] of all sources */
-    uint32_t before; /* int64 [E] of the sources before this one */
-    uint32_t own;    /* uint32 [E] counted by this block */
-    uint32_t base;   /* uint32 [E] counted by the blocks before it */
-    uint32_t way;    /* [E] where an expert's tokens go */
-    uint32_t end;    /* int32 [P] ends of the segments */
-    uint32_t slot;   /* uint16 [P] their slots, when prepared */
-    uint32_t rows;   /* uint32 [cluster][E] counts of the cluster's blocks */
-    uint32_t seen;   /* uint32 [warps][E+1] lanes with an id */
+    uint32_t tables;                   /* their hot sections */
+    uint32_t edges;                    /* [solver_warps] components' pairs */
+    uint32_t tokens;                   /* int64 [E] of all sources */
+    uint32_t before;                   /* int64 [E] of the sources before this one */
+    uint32_t own;                      /* uint32 [E] counted by this block */
+    uint32_t base;                     /* uint32 [E] counted by the blocks before it */
+    uint32_t way;                      /* [E] where an expert's tokens go */
+    uint32_t end;                      /* int32 [P] ends of the segments */
+    uint32_t slot;                     /* uint16 [P] their slots, with locality */
+    uint32_t local_room, local_before; /* int64 [P] of hosts (local.cuh) */
+    uint32_t local_taken;              /* int32 [P] */
+    uint32_t rows;                     /* uint32 [cluster][E] counts of the cluster's blocks */
+    uint32_t seen;                     /* uint32 [warps][E+1] lanes with an id */
     uint32_t number; /* uint16 [warps][E+2] ids so far; then of the warps before */
     uint32_t kept;   /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
     uint32_t load;   /* [G] by position */
@@ -64,6 +65,17 @@ typedef struct lplb__cuda_memory {
     int64_t stamp[2][16]; /* cycles at which the first planning and the first id warp pass */
 #endif
 } lplb__cuda_memory;
+
+/* With locality, in device memory: where the sources live. */
+typedef struct lplb__cuda_local {
+    const int32_t *source_rank;    /* [S] */
+    const int32_t *node;           /* [G] of a rank, from 0 */
+    const int32_t *rank_begin;     /* [G+1] sources of a rank, ascending: */
+    const int32_t *source_by_rank; /* [S] */
+    const int32_t *node_begin;     /* [nodes+1] sources of a node, ascending: */
+    const int32_t *source_by_node; /* [S] */
+    int32_t nodes;                 /* 0: no locality */
+} lplb__cuda_local;
 
 /* Ranks that share their counts through each other's memory (peers.cuh): as many as the largest
  * NVLink domain has, and a table of them still fits the kernel's arguments. */
@@ -102,6 +114,7 @@ typedef struct lplb__cuda_step {
     int64_t reuse;     /* fixed point, 0 = no cache */
     uint64_t timeout_ns;
     lplb__cuda_ipm ipm; /* of the interior-point kernel */
+    lplb__cuda_local local;
     /* of one step */
     int32_t stages;
     int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
@@ -116,8 +129,6 @@ typedef struct lplb__cuda_step {
     const int64_t *fixed;            /* [G] or NULL */
     const int64_t *split_in;         /* [hosts] to map without solving */
     const float *share_in;           /* [hosts] */
-    const int32_t *segment_end;      /* [P] prepared */
-    const int32_t *segment_slot;     /* [P] */
     int64_t *counts, *split, *loads; /* outputs or NULL */
     float *share;
     lplb__cuda_peers peers;

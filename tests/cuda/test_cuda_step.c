@@ -456,9 +456,6 @@ static void test_refusals(void) {
     c.solver = LPLB_SOLVER_GREEDY;
     CHECK(lplb_cuda_planner_create(&c, &planner) == LPLB_UNSUPPORTED, "greedy");
     c = good;
-    c.locality = 1;
-    CHECK(lplb_cuda_planner_create(&c, &planner) == LPLB_UNSUPPORTED, "locality");
-    c = good;
     c.tolerance = 0.5;
     CHECK(lplb_cuda_planner_create(&c, &planner) == LPLB_RANGE, "tolerance");
     c = good;
