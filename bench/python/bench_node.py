@@ -171,8 +171,9 @@ def main():
     parser.add_argument("--one-form", action="store_true", help="not the forms with 8 processes")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench-node")
     options = parser.parse_args()
-    if options.ranks < 1 or options.steps < 0:
-        parser.error("--ranks must be positive and --steps not negative")
+    if options.ranks < 1 or 64 % options.ranks or options.steps < 0:
+        parser.error("--ranks must divide the 64 experts of the smallest layer, and --steps must "
+                     "not be negative")
     options.out.mkdir(parents=True, exist_ok=True)
     gpus, name, version = gpus_here()
     runner = Runner(options.out)

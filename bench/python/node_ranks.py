@@ -203,6 +203,7 @@ def equal(world):
 def capture(world, body):
     """A graph of CHAIN times the body."""
     stream = torch.cuda.Stream()
+    world.wait()  # steps of a planner on two streams must be ordered
     with torch.cuda.stream(stream):
         for _ in range(3):
             body()
@@ -444,7 +445,8 @@ def measure_layer(world, draws, experts, copies, history, shape):
                      "ms": round(layer_milliseconds(world, layer, body, batches), 3)})
     worst, best = rows[0]["ms"], rows[-1]["ms"]
     for row in rows:
-        row["share_of_gain"] = round((worst - row["ms"]) / max(worst - best, 1e-9), 3)
+        row["share_of_gain"] = (round((worst - row["ms"]) / (worst - best), 3) if worst > best
+                                else None)
     return rows
 
 

@@ -153,6 +153,9 @@ class Planner:
         self.n_logical_routed_experts = n_logical
         self.solver = solver
         self._locality = parse_solver(solver)[1]
+        if transport == "nvshmem":
+            raise c.bad("no plugin for nvshmem is part of this build: use p2p, which maps the same "
+                        "memory inside a node, or hierarchical across nodes", c.UNSUPPORTED)
         if transport not in _TRANSPORTS:
             raise c.bad(f"transport '{transport}' is not known; one of {', '.join(_TRANSPORTS)}")
         self._rank, self._transport, self._timeout = rank, transport, timeout

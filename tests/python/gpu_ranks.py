@@ -3,14 +3,13 @@
     torchrun --nproc-per-node 2 tests/python/gpu_ranks.py [SECTION...]
 
 Sections: equal (plans and ids of the ranks against one CPU planner), deepep (dispatch, experts and
-combine with balanced ids), step (time of the whole step in a CUDA graph), layer (a skewed layer
-with and without balancing). The first two also run on CPUs over gloo, in the tests.
+combine with balanced ids; by DeepEP where it can be imported, else by a stand-in). Both also run on
+CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
 """
 
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -112,91 +111,11 @@ def deepep(group, device, buffer_class=None):
     dist.all_gather(every, counts, group=group)
     most = torch.stack(every).max(0).values.tolist()
     assert most[1] <= most[0]
-    return {"buffer": buffer_class.__module__, "error": error,
+    return {"buffer": buffer_class.__module__, "transport": planner.transport, "error": error,
             "most_selections": {"unbalanced": most[0], "balanced": most[1]}}
 
 
-def graph_microseconds(body, replays=200):
-    """Median over 20 blocks of replays of a captured body, by the host's clock."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            body()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        body()
-    times = []
-    for _ in range(20):
-        torch.cuda.synchronize()
-        dist.barrier()
-        begin = time.perf_counter()
-        for _ in range(replays):
-            graph.replay()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) / replays * 1e6)
-    return sorted(times)[len(times) // 2]
-
-
-def step(group, device):
-    """Whole step with shared counts in a graph, 65,536 ids on every rank, and eager CPU cost."""
-    ranks, rank, experts = group.size(), group.rank(), 256
-    planner = lplb.Planner(ring(ranks).to(device), experts + 4 * ranks, experts, group=group,
-                           max_ids=1 << 17)
-    ids = skewed_ids((8192, 8), experts, rank, 0.3).to(device)
-    out = torch.empty_like(ids)
-    planner.run(ids, out=out)
-    captured = graph_microseconds(lambda: planner.run(ids, out=out))
-    assert torch.equal(planner.phy2log.long()[out], ids)
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(2000):
-        planner.run(ids, out=out)
-    cpu = (time.perf_counter() - begin) / 2000 * 1e6
-    torch.cuda.synchronize()
-    return {"ids": ids.numel(), "graph_us": round(captured, 2), "eager_cpu_us": round(cpu, 2)}
-
-
-def layer(group, device, tokens=8192, hidden=2048, inner=1408, top_k=4):
-    """Forward and backward of examples/torch_moe.py's layer, 90 % of tokens on one rank's experts.
-
-    possible: the step when every rank computes the same number of rows.
-    """
-    import torch_moe
-
-    ranks, experts = group.size(), 16
-    redundant = experts // ranks
-    planner = lplb.Planner(ring(ranks).to(device), experts + redundant * ranks, experts,
-                           group=group)
-    moe = torch_moe.ExpertLayer(planner, hidden, inner, top_k, group).to(device)
-    x = torch_moe.skewed_tokens(tokens, hidden, moe.router, 0.9, 1 + moe.rank).to(device)
-    uniform = torch.randn(tokens, hidden, device=device) * 0.02
-
-    def milliseconds(rows, balanced):
-        for _ in range(3):
-            torch_moe.step(moe, rows, balanced)
-        times = []
-        for _ in range(15):
-            torch.cuda.synchronize()
-            dist.barrier()
-            begin = time.perf_counter()
-            torch_moe.step(moe, rows, balanced)
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - begin) * 1e3)
-        return sorted(times)[len(times) // 2]
-
-    loads = {name: torch_moe.rank_loads(moe, x, balanced).double()
-             for name, balanced in (("unbalanced", False), ("balanced", True))}
-    without, with_lplb = milliseconds(x, False), milliseconds(x, True)
-    possible = milliseconds(uniform, False)
-    return {"imbalance": {k: round(float(v.max() / v.mean()), 3) for k, v in loads.items()},
-            "ms": {"unbalanced": round(without, 2), "balanced": round(with_lplb, 2),
-                   "uniform_routing": round(possible, 2)},
-            "share_of_possible_gain": round((without - with_lplb) / max(without - possible, 1e-9),
-                                            3)}
-
-
-SECTIONS = {"equal": equal, "deepep": deepep, "step": step, "layer": layer}
+SECTIONS = {"equal": equal, "deepep": deepep}
 
 
 def main():
