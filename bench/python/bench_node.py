@@ -111,6 +111,10 @@ def measure(runner, ranks, gpus, options):
         form = f"8 processes on {min(gpus, 2)} GPUs"
         runner.run(form, 8, ["equal", "step"], 120, steps=100, gpus=min(gpus, 2))
         runner.run(form, 8, ["killed"], 60, transport="p2p", gpus=min(gpus, 2))
+    if gpus > 1:
+        runner.run(f"{2 * min(gpus, 4)} processes on {min(gpus, 4)} GPUs as so many nodes",
+                   2 * min(gpus, 4), ["equal"], 100, steps=100, gpus=min(gpus, 4),
+                   nodes=min(gpus, 4), transport="hierarchical")
     runner.run("CPUs", 8, ["equal", "step"], 100, cpu=True, steps=300)
     runner.run("CPUs", 8, ["killed"], 60, cpu=True, transport="shm")
 

@@ -44,8 +44,8 @@ class World:
         self.gpu = gpus > 0
         self.alone = gpus >= self.size  # on its GPU
         self.device = torch.device("cpu")
-        if self.gpu:
-            torch.cuda.set_device(self.rank % gpus)
+        if self.gpu:  # consecutive ranks on one GPU, so that nodes of ranks have GPUs of their own
+            torch.cuda.set_device(self.rank * min(gpus, self.size) // self.size)
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:
             torch.set_num_threads(1)
@@ -139,7 +139,8 @@ def hosts_of_slots(planner, table):
 
 def equal_on(world, name, table, experts, steps, trace, draw):
     ranks = max(8, world.size)
-    planner = world.planner(table, experts, ranks)
+    planner = world.planner(table, experts, ranks, world.options["transport"],
+                            nodes=world.options.get("nodes"))
     alone = lplb.Planner.from_placement(table, experts, ranks)
     slot_host = hosts_of_slots(alone, table)
     phy2log, n_slots = world.tensor(table.astype(np.int64)), len(table)
@@ -415,7 +416,8 @@ def measure_layer(world, draws, experts, copies, history, shape):
     x = torch.randn((len(draws[0]), hidden), device=world.device).to(
         torch.bfloat16 if world.gpu else torch.float32)
     batches = [world.tensor(ids) for ids in draws]
-    even_ids = world.tensor((np.arange(draws[0].size).reshape(-1, topk) + world.rank) % experts)
+    shuffle = np.random.default_rng(world.rank).permutation(draws[0].size)
+    even_ids = world.tensor((shuffle % experts).reshape(-1, topk))
     tables = {
         "contiguous": np.arange(experts),
         "eplb": lplb.place(history[None], ranks, experts + copies * ranks,

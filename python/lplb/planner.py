@@ -102,12 +102,14 @@ class Planner:
                        n_logical_routed_experts: int | None = None, ep_size: int | None = None,
                        group: Any = None, *, slots_per_rank: Sequence[int] | None = None,
                        node: Sequence[int] | None = None, rank: int | None = None,
+                       nodes: int | None = None,
                        solver: str = "exact", transport: str = "auto", timeout: float = 10.0,
                        threads: int = 1, max_ids: int = 0) -> Planner:
         """A planner for any placement of one layer, with any number of copies.
 
         physical_to_logical_map: int [P] (or [1][P]), -1 = empty slot; slots of a rank are
         contiguous, slots_per_rank [G] where they are unequal. node: node of every rank [G].
+        nodes: number of nodes that the group's ranks are on (default: their hosts).
         """
         self = cls.__new__(cls)
         table = as_integers(physical_to_logical_map, "physical_to_logical_map")
@@ -128,7 +130,7 @@ class Planner:
         self.n_local_routed_experts = table.size // self.ep_size
         self.n_local_logical_routed_experts = experts // self.ep_size
         self._node = None if node is None else list(as_integers(node, "node"))
-        self._join(group, None)
+        self._join(group, nodes)
         self.update_placement(table, slots_per_rank=slots_per_rank)
         return self
 

@@ -33,8 +33,10 @@ ranks=${RANKS:-$gpus}
 echo "$("$python" -V), torch $("$python" -c 'import torch; print(torch.__version__)'), $gpus GPU(s)"
 builder=
 if [ -n "${DEEP_EP_SOURCE:-}" ]; then
-    # Its set-up looks for NVSHMEM by this name; without it, it builds the part inside a node.
-    sed -i 's/find_spec("nvidia.nvshmem")/find_spec("no_nvshmem")/' "$DEEP_EP_SOURCE/setup.py"
+    # Its set-up looks for NVSHMEM by this name; without it, it builds the part inside a node, which
+    # needs no relocatable device code (that would also need a device link, which is left out then).
+    sed -i -e 's/find_spec("nvidia.nvshmem")/find_spec("no_nvshmem")/' -e "s/'-rdc=true', //" \
+        "$DEEP_EP_SOURCE/setup.py"
     (cd "$DEEP_EP_SOURCE" && TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=$(nproc) timeout 400 \
         "$python" setup.py build_ext --inplace >"$out/deepep_build.txt" 2>&1) &
     builder=$!

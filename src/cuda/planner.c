@@ -87,12 +87,14 @@ static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int 
     return LPLB_OK;
 }
 
-/* Warps that plan: one for each component, or for each chunk of the widest row. */
+/* Warps that plan: one for each component, or for each chunk of the widest row; not too few, for
+ * they also bring in the tables while the others fetch the ids. */
 static int32_t planning_warps(const lplb_cuda_planner *p) {
+    enum { LEAST = 4 };
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
     int32_t most = p->threads / 32 - 4; /* some must look after ids */
     int32_t wanted = header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
-    if (p->step.solver != LPLB_SOLVER_EXACT || wanted < 1) wanted = 1;
+    if (p->step.solver != LPLB_SOLVER_EXACT || wanted < LEAST) wanted = LEAST;
     return wanted < most ? wanted : most;
 }
 

@@ -39,7 +39,8 @@ DEVICE void begin_ids(const step &a, const id_range &range, uint64_t *raw) {
 /* The warps that plan: tables, gathered counts, everything else that starts from zero. */
 DEVICE void begin_plan(const step &a) {
     int32_t t = thread_index(), threads = a.solver_warps * 32;
-    int32_t edge_words = a.solver_warps * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
+    int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
+    int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
     clear_quads(a.shared.state, sizeof(block_state), t, threads);
     clear_quads(a.shared.own, a.experts * (int32_t)sizeof(uint32_t), t, threads);
     clear_quads(a.shared.load, a.ranks * (int32_t)sizeof(int64_t), t, threads);

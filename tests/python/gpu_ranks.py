@@ -7,6 +7,7 @@ combine with balanced ids; by DeepEP where it can be imported, else by a stand-i
 CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -63,9 +64,9 @@ def equal(group, device):
 def deepep(group, device, buffer_class=None):
     """Balanced ids straight into DeepEP: the output is that of the unbalanced layer."""
     if buffer_class is None:
-        try:
+        if importlib.util.find_spec("deep_ep") is not None:
             from deep_ep import Buffer as buffer_class
-        except ImportError:
+        else:
             from deep_ep_stand_in import Buffer as buffer_class
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     ranks, rank, experts, hidden, top_k = group.size(), group.rank(), 32, 512, 4

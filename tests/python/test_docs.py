@@ -7,7 +7,8 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = ["python", "from-lplb", "from-eplb", "sglang", "vllm", "tensorrt-llm", "megatron"]
+PAGES = ["python", "from-lplb", "from-eplb", "sglang", "vllm", "tensorrt-llm", "megatron",
+         "multi-gpu"]
 
 
 @pytest.mark.parametrize("page", PAGES)
