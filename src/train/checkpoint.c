@@ -10,7 +10,6 @@
 #include <zlib.h>
 
 #include "io/output.h"
-#include "train/rebalance.h"
 
 #ifdef LPLB_TRAIN_F64
 #define REAL_CODE "F64"
@@ -94,8 +93,8 @@ static void declare_all(writer *w, const trainer *t) {
                 }
     declare(w, "lplb.selection_bias", REAL_CODE, p->moe_layers, t->config.model.experts,
             sizeof(real));
-    declare(w, "lplb.window", "I64", p->moe_layers, t->config.model.experts, sizeof(int64_t));
     declare(w, "lplb.placement", "I32", placement->layers, placement->slots, sizeof(int32_t));
+    if (t->balancer) declare(w, "lplb.manager", "U8", 1, balancer_save_bytes(t->balancer), 1);
 }
 
 static lplb_status put(writer *w, const void *data, int64_t bytes) {
@@ -211,12 +210,25 @@ static lplb_status put_experts(writer *w, trainer *t) {
     return status;
 }
 
+/* The same on every rank but for what it says of times. */
+static lplb_status put_manager(writer *w, const trainer *t) {
+    int64_t bytes = balancer_save_bytes(t->balancer);
+    if (!t->balancer) return LPLB_OK;
+    unsigned char *state;
+    LPLB_TRY(LPLB_CALLOC(state, bytes));
+    lplb_status status = balancer_save(t->balancer, state, bytes);
+    if (status == LPLB_OK) status = put(w, state, bytes);
+    lplb__free(state);
+    return status;
+}
+
 static lplb_status put_rest(writer *w, const trainer *t) {
     const lplb_placement *p = t->model->experts->placement;
     int64_t cells = (int64_t)p->layers * p->experts;
     LPLB_TRY(put(w, t->model->bias, cells * (int64_t)sizeof(real)));
-    LPLB_TRY(put(w, t->window, cells * (int64_t)sizeof(int64_t)));
-    return put(w, p->physical_to_logical, (int64_t)p->layers * p->slots * (int64_t)sizeof(int32_t));
+    LPLB_TRY(
+        put(w, p->physical_to_logical, (int64_t)p->layers * p->slots * (int64_t)sizeof(int32_t)));
+    return put_manager(w, t);
 }
 
 static void file_name(int64_t step, char *name) {
@@ -423,7 +435,7 @@ static lplb_status get_experts(reader *r, trainer *t) {
 }
 
 /* The placement of the checkpoint where it fits these ranks; else the present one stays. */
-static lplb_status get_placement(reader *r, trainer *t) {
+static lplb_status get_placement(reader *r, trainer *t, bool *fits) {
     experts *x = t->model->experts;
     lplb_placement *p;
     const char *ranks = json_string_value(
@@ -431,7 +443,8 @@ static lplb_status get_placement(reader *r, trainer *t) {
     const json_t *shape = json_object_get(json_object_get(r->header, "lplb.placement"), "shape");
     json_int_t slots =
         json_integer_value(json_array_get(shape, json_array_size(shape) > 1 ? 1 : 0));
-    if (!ranks || atoi(ranks) != x->group->size || slots != x->placement->slots) return LPLB_OK;
+    *fits = ranks && atoi(ranks) == x->group->size && slots == x->placement->slots;
+    if (!*fits) return LPLB_OK;
     LPLB_TRY(lplb_placement_copy(x->placement, &p));
     lplb_status status = get(r, "lplb.placement", "I32", (int64_t)p->layers * p->slots,
                              sizeof(int32_t), p->physical_to_logical);
@@ -440,14 +453,32 @@ static lplb_status get_placement(reader *r, trainer *t) {
     return status;
 }
 
+/* A manager whose experts lie otherwise, or that was told otherwise, begins anew. */
+static lplb_status get_manager(reader *r, trainer *t, bool fits) {
+    int64_t bytes = balancer_save_bytes(t->balancer);
+    json_int_t first = 0, end = -1;
+    json_t *entry = json_object_get(r->header, "lplb.manager");
+    bool same = fits && entry && !json_unpack(entry, "{s:[I, I]}", "data_offsets", &first, &end) &&
+                end - first == bytes;
+    if (!t->balancer || !same) return balancer_restore(t->balancer, NULL, 0);
+    unsigned char *state;
+    LPLB_TRY(LPLB_CALLOC(state, bytes));
+    lplb_status status = get(r, "lplb.manager", "U8", bytes, 1, state);
+    if (status == LPLB_OK) status = balancer_restore(t->balancer, state, bytes);
+    lplb__free(state);
+    return status;
+}
+
 static lplb_status load_all(reader *r, trainer *t) {
     const lplb_placement *p = t->model->experts->placement;
     int64_t cells = (int64_t)p->layers * p->experts;
-    LPLB_TRY(get_placement(r, t));
+    bool fits;
+    balancer_settle(t->balancer); /* what is staged is of what is about to be replaced */
+    LPLB_TRY(get_placement(r, t, &fits));
     LPLB_TRY(get_replicated(r, t));
     LPLB_TRY(get_experts(r, t));
     LPLB_TRY(get(r, "lplb.selection_bias", REAL_CODE, cells, sizeof(real), t->model->bias));
-    return get(r, "lplb.window", "I64", cells, sizeof(int64_t), t->window);
+    return get_manager(r, t, fits);
 }
 
 static lplb_status check_model(const reader *r, const trainer *t) {

@@ -11,13 +11,38 @@ static double now(clockid_t clock) {
 
 /* ---- creation ---- */
 
+lplb_status expert_maps_create(const experts *x, const lplb_placement *placement, int32_t layer,
+                               expert_maps *maps) {
+    *maps = (expert_maps){0};
+    LPLB_TRY(
+        lplb_dispatcher_create(placement, layer, x->group->size, NULL, NULL, 1, &maps->dispatcher));
+    lplb_plan_config config = {.struct_size = sizeof config,
+                               .hosts = *lplb_dispatcher_hosts(maps->dispatcher),
+                               .solver = x->solver};
+    lplb_status status = lplb_planner_create(&config, &maps->planner);
+    if (status != LPLB_OK) expert_maps_destroy(maps);
+    return status;
+}
+
+void expert_maps_destroy(expert_maps *maps) {
+    lplb_dispatcher_destroy(maps->dispatcher);
+    lplb_planner_destroy(maps->planner);
+    *maps = (expert_maps){0};
+}
+
+void experts_use_maps(experts *x, int32_t layer, const int32_t *physical_to_logical,
+                      expert_maps *maps) {
+    lplb_placement *p = x->placement;
+    memcpy(p->physical_to_logical + (int64_t)layer * p->slots, physical_to_logical,
+           sizeof(int32_t) * (size_t)p->slots);
+    expert_maps_destroy(&x->maps[layer]);
+    x->maps[layer] = *maps;
+    *maps = (expert_maps){0};
+}
+
 static void drop_maps(experts *x) {
-    for (int32_t l = 0; x->placement && l < x->placement->layers; l++) {
-        if (x->dispatcher) lplb_dispatcher_destroy(x->dispatcher[l]);
-        if (x->planner) lplb_planner_destroy(x->planner[l]);
-        if (x->dispatcher) x->dispatcher[l] = NULL;
-        if (x->planner) x->planner[l] = NULL;
-    }
+    for (int32_t l = 0; x->placement && x->maps && l < x->placement->layers; l++)
+        expert_maps_destroy(&x->maps[l]);
     lplb_placement_destroy(x->placement);
     x->placement = NULL;
 }
@@ -28,21 +53,15 @@ lplb_status experts_use_placement(experts *x, const lplb_placement *placement) {
     LPLB_TRY(lplb_placement_copy(placement, &copy));
     drop_maps(x);
     x->placement = copy;
-    for (int32_t l = 0; l < copy->layers; l++) {
-        LPLB_TRY(lplb_dispatcher_create(copy, l, x->group->size, NULL, NULL, 1, &x->dispatcher[l]));
-        lplb_plan_config config = {.struct_size = sizeof config,
-                                   .hosts = *lplb_dispatcher_hosts(x->dispatcher[l]),
-                                   .solver = x->solver};
-        LPLB_TRY(lplb_planner_create(&config, &x->planner[l]));
-    }
+    for (int32_t l = 0; l < copy->layers; l++)
+        LPLB_TRY(expert_maps_create(x, copy, l, &x->maps[l]));
     x->first_slot = copy->rank_offset[x->group->rank];
     return LPLB_OK;
 }
 
 static lplb_status allocate(experts *x, int32_t moe_layers, int32_t slots) {
     int64_t E = x->config->experts, G = x->group->size;
-    LPLB_TRY(LPLB_CALLOC(x->dispatcher, moe_layers));
-    LPLB_TRY(LPLB_CALLOC(x->planner, moe_layers));
+    LPLB_TRY(LPLB_CALLOC(x->maps, moe_layers));
     LPLB_TRY(LPLB_CALLOC(x->split, slots));
     LPLB_TRY(LPLB_CALLOC(x->weight, moe_layers * x->local_slots * x->expert_items));
     LPLB_TRY(LPLB_CALLOC(x->gradient, moe_layers * x->local_slots * x->expert_items));
@@ -100,9 +119,9 @@ lplb_status experts_create(const model_config *config, const ops *table, lplb__g
 void experts_destroy(experts *x) {
     if (!x) return;
     drop_maps(x);
-    void *blocks[] = {x->dispatcher, x->planner,    x->split,      x->weight,          x->gradient,
-                      x->count,      x->all_counts, x->slot_count, x->all_slot_counts, x->tokens,
-                      x->plan,       x->plan_loads, x->plain_loads};
+    void *blocks[] = {x->maps,   x->split,      x->weight,     x->gradient,
+                      x->count,  x->all_counts, x->slot_count, x->all_slot_counts,
+                      x->tokens, x->plan,       x->plan_loads, x->plain_loads};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) lplb__free(blocks[i]);
     buffer *buffers[] = {&x->send, &x->recv, &x->hidden, &x->dgate, &x->dup};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) buffer_free(buffers[i]);
@@ -147,11 +166,11 @@ static lplb_status choose_slots(experts *x, int32_t layer, const int32_t *kept, 
     for (int32_t e = 0; e < E; e++) x->plain_loads[layer * G + (int64_t)e * G / E] += x->tokens[e];
     double start = now(CLOCK_MONOTONIC);
     lplb_plan_input input = {x->tokens, NULL, x->locality ? x->all_counts : NULL};
-    LPLB_TRY(lplb_plan_solve(x->planner[layer], &input, plan));
+    LPLB_TRY(lplb_plan_solve(x->maps[layer].planner, &input, plan));
     x->plan_seconds += now(CLOCK_MONOTONIC) - start;
-    LPLB_TRY(lplb_dispatch_prepare(x->dispatcher[layer], x->all_counts, plan->split, x->group->rank,
-                                   x->locality));
-    return lplb_dispatch_map(x->dispatcher[layer], kept, LPLB_INT32, copies, tape->position,
+    LPLB_TRY(lplb_dispatch_prepare(x->maps[layer].dispatcher, x->all_counts, plan->split,
+                                   x->group->rank, x->locality));
+    return lplb_dispatch_map(x->maps[layer].dispatcher, kept, LPLB_INT32, copies, tape->position,
                              LPLB_INT32);
 }
 

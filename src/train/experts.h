@@ -12,6 +12,12 @@
 #include "train/config.h"
 #include "train/ops.h"
 
+/* What is derived from one layer's placement. */
+typedef struct expert_maps {
+    lplb_dispatcher *dispatcher;
+    lplb_planner *planner;
+} expert_maps;
+
 typedef struct experts {
     const model_config *config;
     const ops *ops;
@@ -20,9 +26,8 @@ typedef struct experts {
     bool locality;
     /* placement of every MoE layer, and what is derived from it */
     lplb_placement *placement;
-    lplb_dispatcher **dispatcher; /* [moe_layers] */
-    lplb_planner **planner;       /* [moe_layers] */
-    int64_t *split;               /* [slots] */
+    expert_maps *maps; /* [moe_layers] */
+    int64_t *split;    /* [slots] */
     int32_t first_slot, local_slots;
     /* weights and gradients of the local slots: [moe_layers][local_slots][expert_items] */
     real *weight, *gradient;
@@ -61,6 +66,12 @@ void expert_tape_destroy(expert_tape *tape);
 
 /* Replaces the maps after the placement changed (weights are the caller's business). */
 lplb_status experts_use_placement(experts *x, const lplb_placement *placement);
+/* The same for one layer in two parts, of which the second, which takes the maps, cannot fail. */
+lplb_status expert_maps_create(const experts *x, const lplb_placement *placement, int32_t layer,
+                               expert_maps *maps);
+void expert_maps_destroy(expert_maps *maps);
+void experts_use_maps(experts *x, int32_t layer, const int32_t *physical_to_logical,
+                      expert_maps *maps);
 
 /* out[N][D] += sum over k of gate[n][k] * expert(x[n]); kept[N][K] experts or -1. */
 lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int32_t *kept,

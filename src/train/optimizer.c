@@ -120,12 +120,22 @@ REAL_WIDE static void adam_update(const optimizer_config *c, const adam *a, bool
     }
 }
 
+static adam adam_of(const optimizer_config *c, int64_t step, double scale) {
+    return (adam){.rate = learning_rate(c, step),
+                  .scale = scale,
+                  .correct1 = 1 / (1 - pow(c->beta1, (double)step + 1)),
+                  .correct2 = 1 / (1 - pow(c->beta2, (double)step + 1))};
+}
+
+void optimizer_update_rows(const optimizer *o, int64_t step, double scale, real *weight,
+                           const real *gradient, real *m1, real *m2, int64_t n) {
+    adam a = adam_of(&o->config, step, scale);
+    adam_update(&o->config, &a, true, weight, gradient, m1, m2, n);
+}
+
 void optimizer_step(optimizer *o, model *m, int64_t step, double scale) {
     const optimizer_config *c = &o->config;
-    adam a = {.rate = learning_rate(c, step),
-              .scale = scale,
-              .correct1 = 1 / (1 - pow(c->beta1, (double)step + 1)),
-              .correct2 = 1 / (1 - pow(c->beta2, (double)step + 1))};
+    adam a = adam_of(c, step, scale);
     for (int32_t i = 0; i < m->layout.n_params; i++) {
         const param *p = &m->layout.param[i];
         adam_update(c, &a, p->decay, m->param + p->offset, m->grad + p->offset, o->m1 + p->offset,

@@ -77,14 +77,14 @@ static const option_entry entries[] = {
      "sums of gradients wait for the end of the backward"},
     {"train", "bucket-items", KIND_INT64, AT(trainer.bucket_items), 0, NULL,
      "gradients that travel together"},
-    {"balance", "mode", KIND_CHOICE, AT(mode), 0, "none|eplb|lplb|search",
+    {"balance", "mode", KIND_CHOICE, AT(trainer.mode), 0, "none|eplb|lplb|search",
      "placement of the experts' copies"},
     {"balance", "solver", KIND_TEXT, AT(solver), sizeof((run_options *)0)->solver, NULL,
      "per-batch plan: exact, exact:locality=1, even, ... (lplb plan --help)"},
     {"balance", "redundant", KIND_INT32, AT(trainer.redundant), 0, NULL,
      "expert slots a rank beyond its share"},
-    {"balance", "rebalance-every", KIND_INT64, AT(rebalance_every), 0, NULL,
-     "steps between placements, 0 = never"},
+    {"balance", "rebalance-every", KIND_INT64, AT(trainer.rebalance_every), 0, NULL,
+     "steps between placements, fewer while loads vary; 0 = never"},
     {"balance", "expert-ranks", KIND_INT32, AT(trainer.expert_ranks), 0, NULL,
      "ranks of an expert-parallel group, 0 = all"},
     {"run", "checkpoint", KIND_TEXT, AT(checkpoint), PATH_BYTES, NULL, "folder for checkpoints"},
@@ -105,12 +105,11 @@ void run_options_default(run_options *o) {
     *o = (run_options){.text = "kjv,austen",
                        .held_out = 0.02,
                        .validate_sequences = 64,
-                       .mode = MODE_NONE,
                        .solver = "exact",
-                       .rebalance_every = 50,
                        .generate_bytes = 400,
                        .temperature = 0.8};
     trainer_config_default(&o->trainer);
+    o->trainer.rebalance_every = 50;
 }
 
 /* ---- one option ---- */
@@ -289,16 +288,16 @@ lplb_status run_options_check(run_options *o) {
                          "training takes no other solver option than locality, "
                          "not '%s'",
                          o->solver);
-    if (t->redundant < 0 || (o->mode == MODE_NONE && t->redundant > 0))
+    if (t->redundant < 0 || (t->mode == MODE_NONE && t->redundant > 0))
         return LPLB_FAIL(LPLB_INVALID,
                          "%d redundant slots with mode none; choose eplb, lplb or "
                          "search",
                          t->redundant);
-    if (o->mode != MODE_NONE && t->redundant == 0)
+    if (t->mode != MODE_NONE && t->redundant == 0)
         return LPLB_FAIL(LPLB_INVALID, "this mode needs redundant slots; give --redundant");
     if (!(o->held_out >= 0 && o->held_out < 1))
         return LPLB_FAIL(LPLB_INVALID, "held-out is %g, must be in [0, 1)", o->held_out);
-    if (o->rebalance_every < 0 || o->checkpoint_every < 0 || o->validate_every < 0 ||
+    if (t->rebalance_every < 0 || o->checkpoint_every < 0 || o->validate_every < 0 ||
         o->validate_sequences < 1 || o->generate_bytes < 1 || !(o->temperature >= 0))
         return LPLB_FAIL(LPLB_INVALID, "numbers of steps, sequences and bytes cannot be negative");
     if (*o->generate && !*o->checkpoint)

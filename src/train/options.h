@@ -7,8 +7,6 @@
 
 #include "train/trainer.h"
 
-typedef enum balance_mode { MODE_NONE, MODE_EPLB, MODE_LPLB, MODE_SEARCH } balance_mode;
-
 enum { PATH_BYTES = 512 };
 
 typedef struct run_options {
@@ -17,9 +15,7 @@ typedef struct run_options {
     double held_out;        /* fraction of the text kept for validation */
     int64_t validate_every; /* steps, 0 = only at the end */
     int64_t validate_sequences;
-    balance_mode mode;
     char solver[64];
-    int64_t rebalance_every;     /* steps, 0 = never */
     char checkpoint[PATH_BYTES]; /* folder, "" = none */
     int64_t checkpoint_every;    /* steps, 0 = only at the end */
     int32_t resume;              /* go on from the folder's latest checkpoint if there is one */

@@ -4,200 +4,189 @@
 
 #include "base/clock.h"
 
-/* ---- moving ---- */
+/* ---- what the manager asks of the host ---- */
 
-typedef struct layer_move {
-    trainer *t;
-    const lplb_placement *from, *to;
-    int32_t layer;
-    int64_t items;                  /* of an expert */
-    int64_t *send_rows, *recv_rows; /* [ranks] */
-    int64_t *cursor;                /* [ranks] */
-    buffer send, recv, kept;        /* rows of weights and both moments: 3 * items */
-} layer_move;
-
-static int32_t rank_of(const lplb_placement *p, int32_t slot) {
-    int32_t r = 0;
-    while (slot >= p->rank_offset[r + 1]) r++;
-    return r;
-}
-
-static const int32_t *row_of(const lplb_placement *p, int32_t layer) {
-    return p->physical_to_logical + (int64_t)layer * p->slots;
-}
-
-/* Lowest slot of expert on rank before the move, or -1. */
-static int32_t slot_on(const layer_move *m, int32_t rank, int32_t expert) {
-    const int32_t *map = row_of(m->from, m->layer);
-    for (int32_t p = m->from->rank_offset[rank]; p < m->from->rank_offset[rank + 1]; p++)
-        if (map[p] == expert) return p;
-    return -1;
-}
-
-/* Where rank gets expert from: its own slot, else the lowest slot that holds it. */
-static int32_t source_slot(const layer_move *m, int32_t rank, int32_t expert) {
-    const int32_t *map = row_of(m->from, m->layer);
-    int32_t own = slot_on(m, rank, expert);
-    for (int32_t p = 0; own < 0 && p < m->from->slots; p++)
-        if (map[p] == expert) return p;
-    return own;
-}
-
-/* The three arrays of a local slot, one after the other, to or from a row. */
-static void copy_row(layer_move *m, int32_t slot, real *row, bool to_row) {
-    experts *x = m->t->model->experts;
-    optimizer *o = m->t->optimizer;
-    int64_t at = ((int64_t)m->layer * x->local_slots + slot - x->first_slot) * m->items;
-    real *parts[3] = {x->weight + at, o->expert_m1 + at, o->expert_m2 + at};
-    size_t bytes = sizeof(real) * (size_t)m->items;
-    for (int i = 0; i < 3; i++) {
-        if (to_row) memcpy(row + i * m->items, parts[i], bytes);
-        else memcpy(parts[i], row + i * m->items, bytes);
-    }
-}
-
-static void start_rows(layer_move *m, const int64_t *rows, int ranks) {
-    int64_t row = 0;
-    for (int r = 0; r < ranks; r++) {
-        m->cursor[r] = row;
-        row += rows[r];
-    }
-}
-
-/* Slots in ascending order: the order of rows between any two ranks is the same on both. */
-static int64_t count_rows(layer_move *m, int me, int ranks) {
-    const int32_t *map = row_of(m->to, m->layer);
-    int64_t crossing = 0;
-    memset(m->send_rows, 0, sizeof(int64_t) * (size_t)ranks);
-    memset(m->recv_rows, 0, sizeof(int64_t) * (size_t)ranks);
-    for (int32_t p = 0; p < m->to->slots; p++) {
-        if (map[p] < 0) continue;
-        int32_t target = rank_of(m->to, p);
-        int32_t source = rank_of(m->from, source_slot(m, target, map[p]));
-        if (source == target) continue;
-        crossing++;
-        if (source == me) m->send_rows[target]++;
-        if (target == me) m->recv_rows[source]++;
-    }
-    return crossing;
-}
-
-static lplb_status move_layer(layer_move *m, rebalance_report *report) {
-    experts *x = m->t->model->experts;
-    lplb__group *group = x->group;
-    int me = group->rank, ranks = group->size;
-    const int32_t *map = row_of(m->to, m->layer);
-    int64_t row = 3 * m->items, sent = 0, received = 0;
-    report->moved_slots += count_rows(m, me, ranks);
-    for (int r = 0; r < ranks; r++) {
-        sent += m->send_rows[r];
-        received += m->recv_rows[r];
-    }
-    LPLB_TRY(buffer_need(&m->send, sent * row));
-    LPLB_TRY(buffer_need(&m->recv, received * row));
-    LPLB_TRY(buffer_need(&m->kept, x->local_slots * row));
-    for (int32_t s = 0; s < x->local_slots; s++)
-        copy_row(m, x->first_slot + s, m->kept.data + s * row, true);
-    start_rows(m, m->send_rows, ranks);
-    for (int32_t p = 0; p < m->to->slots; p++) {
-        int32_t target = rank_of(m->to, p),
-                source = map[p] < 0 ? -1 : source_slot(m, target, map[p]);
-        if (source < 0 || rank_of(m->from, source) != me || target == me) continue;
-        memcpy(m->send.data + m->cursor[target]++ * row,
-               m->kept.data + (source - x->first_slot) * row, sizeof(real) * (size_t)row);
-    }
-    LPLB_TRY(group->table->all_to_all_rows(group, m->send.data, m->send_rows, m->recv.data,
-                                           m->recv_rows, row * (int64_t)sizeof(real)));
-    start_rows(m, m->recv_rows, ranks);
-    for (int32_t p = m->to->rank_offset[me]; p < m->to->rank_offset[me + 1]; p++) {
-        if (map[p] < 0) continue;
-        int32_t source = source_slot(m, me, map[p]), holder = rank_of(m->from, source);
-        real *from = holder == me ? m->kept.data + (source - x->first_slot) * row
-                                  : m->recv.data + m->cursor[holder]++ * row;
-        copy_row(m, p, from, false);
-    }
+/* All of the world, not of one replica: replicas decide and switch together. */
+static lplb_status agree(void *user, uint64_t digest, int32_t ok, int32_t *all_ok) {
+    balancer *b = user;
+    lplb__group *world = b->grid->world;
+    uint64_t mine[2] = {digest, (uint64_t)(ok != 0)};
+    LPLB_TRY(world->table->all_gather(world, mine, b->votes, sizeof mine));
+    *all_ok = 1;
+    for (int r = 0; r < world->size; r++)
+        if (!b->votes[2 * r + 1] || b->votes[2 * r] != b->votes[0]) *all_ok = 0;
     return LPLB_OK;
 }
 
-lplb_status trainer_move_experts(trainer *t, const lplb_placement *placement,
-                                 rebalance_report *report) {
-    experts *x = t->model->experts;
-    int64_t start = lplb__now_ns();
-    const lplb_placement *from = x->placement;
-    if (placement->layers != from->layers || placement->slots != from->slots ||
-        placement->ranks != from->ranks || placement->experts != from->experts)
-        return LPLB_FAIL(LPLB_INVALID, "the new placement has another shape than the present one");
-    LPLB_TRY(lplb_placement_validate(placement));
-    layer_move m = {.t = t, .from = from, .to = placement, .items = x->expert_items};
-    lplb_status status = LPLB_CALLOC(m.send_rows, x->group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(m.recv_rows, x->group->size);
-    if (status == LPLB_OK) status = LPLB_CALLOC(m.cursor, x->group->size);
-    for (; m.layer < placement->layers && status == LPLB_OK; m.layer++)
-        status = move_layer(&m, report);
-    if (status == LPLB_OK) status = experts_use_placement(x, placement);
-    lplb__free(m.send_rows);
-    lplb__free(m.recv_rows);
-    lplb__free(m.cursor);
-    buffer_free(&m.send);
-    buffer_free(&m.recv);
-    buffer_free(&m.kept);
-    report->moved_bytes = report->moved_slots * 3 * x->expert_items * (int64_t)sizeof(real);
-    report->move_seconds = (double)(lplb__now_ns() - start) * 1e-9;
-    return status;
+static lplb_status stage(void *user, int32_t layer, const lplb_move *moves, int64_t n) {
+    return mover_stage(((balancer *)user)->mover, layer, moves, n);
 }
 
-/* ---- deciding ---- */
+static lplb_status staged(void *user, int32_t layer) {
+    (void)layer; /* one at a time */
+    return mover_staged(((balancer *)user)->mover);
+}
 
-static lplb_status place(const trainer *t, lplb_place_algorithm algorithm, lplb_placement **out) {
-    const experts *x = t->model->experts;
+/* Layers that were not staged are announced after a reset: the experts lie so already. */
+static void commit(void *user, int32_t layer, const int32_t *physical_to_logical) {
+    mover *v = ((balancer *)user)->mover;
+    if (v->layer == layer) mover_commit(v, physical_to_logical);
+}
+
+static void discard(void *user, int32_t layer) {
+    (void)layer;
+    mover_discard(((balancer *)user)->mover);
+}
+
+/* LPLB's topologies, which the manager does not place by itself; on its worker thread. */
+static lplb_status place_topology(void *user, const lplb_place_config *config, const int64_t *load,
+                                  int64_t samples, int32_t layers, int32_t n_experts,
+                                  const double *weight_of_sample, lplb_placement **out) {
+    (void)user;
+    lplb_place_config own = {.struct_size = sizeof own,
+                             .algorithm = LPLB_PLACE_TOPOLOGY,
+                             .ranks = config->ranks,
+                             .slots = config->slots,
+                             .seed = config->seed,
+                             .threads = config->threads};
+    return lplb_place(&own, load, samples, layers, n_experts, weight_of_sample, out);
+}
+
+/* ---- life ---- */
+
+/* Whether the mode can place these experts on these ranks at all, known before training. */
+static lplb_status try_placing(const balancer *b) {
+    const lplb_placement *p = b->experts->placement;
     lplb_place_config config = {.struct_size = sizeof config,
-                                .algorithm = algorithm,
-                                .ranks = x->group->size,
-                                .slots = x->placement->slots,
-                                .from = algorithm == LPLB_PLACE_SEARCH ? x->placement : NULL,
-                                .max_moves = -1,
-                                .batch_tokens = t->config.micro_batch * t->config.model.context *
-                                                x->group->size,
-                                .topk = t->config.model.topk,
-                                .seed = t->config.seed,
+                                .algorithm = b->config.mode == MODE_EPLB   ? LPLB_PLACE_EPLB
+                                             : b->config.mode == MODE_LPLB ? LPLB_PLACE_TOPOLOGY
+                                                                           : LPLB_PLACE_SEARCH,
+                                .ranks = p->ranks,
+                                .slots = p->slots,
                                 .threads = 1};
-    return lplb_place(&config, t->window, 1, x->placement->layers, x->placement->experts, NULL,
-                      out);
-}
-
-lplb_status trainer_can_rebalance(const trainer *t, lplb_place_algorithm algorithm) {
+    int64_t *load;
     lplb_placement *placement = NULL;
-    lplb_status status = place(t, algorithm, &placement);
+    LPLB_TRY(LPLB_CALLOC(load, p->experts));
+    for (int32_t e = 0; e < p->experts; e++) load[e] = 1;
+    lplb_status status = lplb_place(&config, load, 1, 1, p->experts, NULL, &placement);
     lplb_placement_destroy(placement);
+    lplb__free(load);
     return status;
 }
 
-lplb_status trainer_rebalance(trainer *t, lplb_place_algorithm algorithm,
-                              rebalance_report *report) {
-    const experts *x = t->model->experts;
-    lplb__group *world = t->grid.world;
-    int64_t start = lplb__now_ns(), cells = (int64_t)x->placement->layers * x->placement->slots;
-    lplb_placement *placement = NULL, *shared = NULL;
-    *report = (rebalance_report){0};
-    int32_t status = LPLB_OK;
-    if (world->rank == 0) status = place(t, algorithm, &placement);
-    LPLB_TRY(lplb_placement_copy(x->placement, &shared));
-    if (placement)
-        memcpy(shared->physical_to_logical, placement->physical_to_logical,
-               sizeof(int32_t) * (size_t)cells);
-    lplb_placement_destroy(placement);
-    lplb_status sent = world->table->broadcast(world, &status, sizeof status, 0);
-    if (sent == LPLB_OK)
-        sent = world->table->broadcast(world, shared->physical_to_logical,
-                                       cells * (int64_t)sizeof(int32_t), 0);
-    if (sent == LPLB_OK && status != LPLB_OK)
-        sent = world->rank == 0 ? (lplb_status)status
-                                : LPLB_FAIL(LPLB_REMOTE, "rank 0 could not compute a placement");
-    report->place_seconds = (double)(lplb__now_ns() - start) * 1e-9;
-    if (sent == LPLB_OK) sent = trainer_move_experts(t, shared, report);
-    lplb_placement_destroy(shared);
-    if (sent == LPLB_OK)
-        memset(t->window, 0,
-               sizeof(int64_t) * (size_t)(x->placement->layers * (int64_t)x->placement->experts));
-    return sent;
+/* EPLB adopts whatever it finds, as in engines; the others must gain. A layer a step: its weights
+ * travel during the step after the one that staged them. */
+static lplb_status create_manager(balancer *b) {
+    const lplb_placement *p = b->experts->placement;
+    const balance_config *c = &b->config;
+    bool even = b->experts->solver == LPLB_SOLVER_EVEN;
+    lplb_manager_config config = {
+        .struct_size = sizeof config,
+        .layers = p->layers,
+        .experts = p->experts,
+        .ranks = p->ranks,
+        .slots = p->slots,
+        .initial = NULL, /* round robin is how the experts lie, and a bad start left soon */
+        .tracker = {.alpha = 2.0 / (double)(c->every + 1)},
+        .mode = LPLB_INTERVAL_ADAPTIVE,
+        .interval = c->every,
+        .min_interval = (c->every + 4) / 5,
+        .max_interval = c->every,
+        .adopt_lag = c->every < 10 ? 1 : 2,
+        .algorithm = c->mode == MODE_SEARCH ? LPLB_PLACE_SEARCH : LPLB_PLACE_EPLB,
+        .even_split = even,
+        .max_moves_per_layer = c->mode == MODE_SEARCH ? -1 : 0,
+        .always = c->mode == MODE_EPLB,
+        .seed = c->seed,
+        .layers_per_chunk = 1,
+        .move_lag = 1,
+        .worker_timeout_s = -1, /* time must not decide: all ranks wait for all placements */
+        .hooks = {b, agree, stage, staged, commit, discard, NULL,
+                  c->mode == MODE_LPLB ? place_topology : NULL},
+        .monitor = c->monitor};
+    return lplb_manager_create(&config, &b->manager);
+}
+
+static lplb_status check_start(const balancer *b) {
+    const lplb_placement *own = b->experts->placement, *theirs;
+    LPLB_TRY(lplb_manager_placement(b->manager, &theirs));
+    return lplb_mapping_digest(own) == lplb_mapping_digest(theirs)
+               ? LPLB_OK
+               : LPLB_FAIL(LPLB_INTERNAL, "the experts do not lie as the manager begins");
+}
+
+lplb_status balancer_create(const balance_config *config, model *m, optimizer *o, const grid *g,
+                            balancer **out) {
+    balancer *b;
+    *out = NULL;
+    if (config->mode == MODE_NONE || config->every == 0) return LPLB_OK;
+    LPLB_TRY(LPLB_CALLOC(b, 1));
+    b->config = *config;
+    b->grid = g;
+    b->experts = m->experts;
+    lplb_status status = LPLB_CALLOC(b->votes, 2 * (int64_t)g->world->size);
+    if (status == LPLB_OK) status = try_placing(b);
+    if (status == LPLB_OK) status = mover_create(m, o, g->expert, &b->mover);
+    if (status == LPLB_OK) status = create_manager(b);
+    if (status == LPLB_OK) status = check_start(b);
+    if (status != LPLB_OK) {
+        balancer_destroy(b);
+        return status;
+    }
+    *out = b;
+    return LPLB_OK;
+}
+
+void balancer_destroy(balancer *b) {
+    if (!b) return;
+    lplb_manager_destroy(b->manager);
+    mover_destroy(b->mover);
+    lplb__free(b->votes);
+    lplb__free(b);
+}
+
+/* ---- in the loop ---- */
+
+static double seconds_since(int64_t start) { return (double)(lplb__now_ns() - start) * 1e-9; }
+
+lplb_status balancer_gradients(balancer *b) { return b ? mover_follow(b->mover) : LPLB_OK; }
+
+lplb_status balancer_update(balancer *b, int64_t step, double scale) {
+    if (!b) return LPLB_OK;
+    int64_t start = lplb__now_ns();
+    lplb_status status = mover_update(b->mover, step, scale);
+    b->move_seconds += seconds_since(start);
+    return status;
+}
+
+lplb_status balancer_step(balancer *b, int64_t step, const int64_t *choices) {
+    if (!b) return LPLB_OK;
+    int64_t start = lplb__now_ns();
+    lplb_status status = lplb_manager_step(b->manager, step, LPLB_STAGE_PREFILL, choices);
+    b->move_seconds += seconds_since(start);
+    return status;
+}
+
+void balancer_settle(balancer *b) {
+    if (b && b->mover->layer >= 0) mover_discard(b->mover);
+}
+
+/* ---- checkpoints ---- */
+
+int64_t balancer_save_bytes(const balancer *b) {
+    return b ? (int64_t)lplb_manager_save_bytes(b->manager) : 0;
+}
+
+lplb_status balancer_save(const balancer *b, void *state, int64_t bytes) {
+    return lplb_manager_save(b->manager, state, (size_t)bytes);
+}
+
+lplb_status balancer_restore(balancer *b, const void *state, int64_t bytes) {
+    if (!b) return LPLB_OK;
+    balancer_settle(b);
+    if (state) {
+        lplb_status status = lplb_manager_restore(b->manager, state, (size_t)bytes);
+        if (status != LPLB_FORMAT) return status;
+    }
+    return lplb_manager_reset(b->manager, b->experts->placement);
 }

@@ -1,23 +1,50 @@
-/* New placements during training: computed from the routing of the last steps, the same on every
- * rank, and the weights and optimizer state moved to where they belong, layer by layer. */
+/* The runtime's manager (lplb/runtime.h) in the training loop: every rank feeds it the same counts,
+ * so all decide alike; it asks for moves, which a mover makes while training goes on. */
 #ifndef LPLB_TRAIN_REBALANCE_H
 #define LPLB_TRAIN_REBALANCE_H
 
-#include "train/trainer.h"
+#include <lplb/monitor.h>
 
-typedef struct rebalance_report {
-    int64_t moved_slots; /* (layer, rank, expert) that were not there before */
-    int64_t moved_bytes; /* weights and moments that crossed ranks, in one replica */
-    double place_seconds, move_seconds;
-} rebalance_report;
+#include "train/mover.h"
 
-/* Computes a placement for the counts in t->window on rank 0, adopts it everywhere and clears the
- * window. Nothing changes on failure. */
-lplb_status trainer_rebalance(trainer *t, lplb_place_algorithm algorithm, rebalance_report *report);
-/* Whether the algorithm can place these experts on these ranks at all, known before training. */
-lplb_status trainer_can_rebalance(const trainer *t, lplb_place_algorithm algorithm);
-/* Moves weights and optimizer state to this placement and adopts it. */
-lplb_status trainer_move_experts(trainer *t, const lplb_placement *placement,
-                                 rebalance_report *report);
+typedef enum balance_mode { MODE_NONE, MODE_EPLB, MODE_LPLB, MODE_SEARCH } balance_mode;
+
+typedef struct balance_config {
+    balance_mode mode;
+    int64_t every; /* steps between placements at most, 0 = never */
+    uint64_t seed;
+    lplb_monitor *monitor; /* of this rank, or NULL */
+} balance_config;
+
+typedef struct balancer {
+    balance_config config;
+    const grid *grid;
+    experts *experts;
+    mover *mover;
+    lplb_manager *manager;
+    uint64_t *votes;     /* [world][2] */
+    double move_seconds; /* that steps waited for deciding and moving */
+} balancer;
+
+/* NULL where the mode or `every` asks for none. The experts lie as experts_create left them. */
+lplb_status balancer_create(const balance_config *config, model *m, optimizer *o, const grid *g,
+                            balancer **out);
+/* Not while the mover is at work: balancer_settle. */
+void balancer_destroy(balancer *b);
+
+/* In a step, after the gradients are summed, and after the optimizer. b may be NULL. */
+lplb_status balancer_gradients(balancer *b);
+lplb_status balancer_update(balancer *b, int64_t step, double scale);
+/* After the step: choices [moe_layers][E] summed over all ranks. Decides, stages, switches. */
+lplb_status balancer_step(balancer *b, int64_t step, const int64_t *choices);
+/* Throws away what is staged, so that nothing travels any more. Every rank calls it. */
+void balancer_settle(balancer *b);
+
+/* The manager's state for a checkpoint. */
+int64_t balancer_save_bytes(const balancer *b);
+lplb_status balancer_save(const balancer *b, void *state, int64_t bytes);
+/* The experts lie already as they did when it was saved. state NULL, or of another configuration:
+ * the manager begins anew from how they lie. */
+lplb_status balancer_restore(balancer *b, const void *state, int64_t bytes);
 
 #endif

@@ -10,7 +10,6 @@
 #include "io/output.h"
 #include "train/checkpoint.h"
 #include "train/generate.h"
-#include "train/rebalance.h"
 #include "train/record.h"
 #include "train/text.h"
 
@@ -110,7 +109,7 @@ static lplb_status print_summary(const run *r) {
                "slowest rank %.3f s a step, mean %.3f s\n",
                s->before / n, s->after / n, s->cpu_max / n, s->cpu_mean / n);
         if (s->rebalances > 0)
-            printf("%lld placements, %lld expert copies moved, %.2f s for the moves\n",
+            printf("%lld placements, %lld expert copies moved, steps waited %.2f s for them\n",
                    (long long)s->rebalances, (long long)s->moved_slots, s->move_seconds);
         return LPLB_OK;
     }
@@ -130,12 +129,6 @@ static lplb_status print_summary(const run *r) {
 }
 
 /* ---- the run ---- */
-
-static lplb_place_algorithm algorithm_of(balance_mode mode) {
-    return mode == MODE_EPLB   ? LPLB_PLACE_EPLB
-           : mode == MODE_LPLB ? LPLB_PLACE_TOPOLOGY
-                               : LPLB_PLACE_SEARCH;
-}
 
 static lplb_status validate(run *r) {
     LPLB_TRY(
@@ -157,23 +150,21 @@ static void add_up(totals *sum, const step_report *s) {
     sum->cpu_mean += s->expert_cpu_mean;
 }
 
-static lplb_status rebalance(run *r) {
-    const run_options *o = r->options;
-    rebalance_report moves;
-    if (o->mode == MODE_NONE || o->rebalance_every == 0) return LPLB_OK;
-    /* early once, so that a short run is balanced too; then every so many steps */
-    bool early = r->trainer->step == (o->rebalance_every + 4) / 5;
-    if (!early && r->trainer->step % o->rebalance_every) return LPLB_OK;
-    LPLB_TRY(trainer_rebalance(r->trainer, algorithm_of(o->mode), &moves));
-    r->sum.rebalances++;
-    r->sum.moved_slots += moves.moved_slots;
-    r->sum.move_seconds += moves.move_seconds;
-    return LPLB_OK;
+/* What the manager has done since the run began, or since it was resumed. */
+static void count_moves(run *r, int sign) {
+    const balancer *b = r->trainer->balancer;
+    lplb_manager_stats stats;
+    if (!b) return;
+    lplb_manager_get_stats(b->manager, &stats);
+    r->sum.rebalances += sign * stats.adopted;
+    r->sum.moved_slots += sign * stats.moves;
+    r->sum.move_seconds = b->move_seconds;
 }
 
 static lplb_status train_all(run *r) {
     const run_options *o = r->options;
     trainer *t = r->trainer;
+    count_moves(r, -1);
     while (t->step < o->trainer.optimizer.steps) {
         step_report s;
         LPLB_TRY(trainer_step(t, &s));
@@ -182,12 +173,12 @@ static lplb_status train_all(run *r) {
         bool last = t->step == o->trainer.optimizer.steps;
         bool validating = (last || (o->validate_every && t->step % o->validate_every == 0)) &&
                           r->held_out.bytes > o->trainer.model.context;
-        if (!last) LPLB_TRY(rebalance(r));
         if (validating) LPLB_TRY(validate(r));
         log_step(r, &s, validating);
         if (*o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0)))
             LPLB_TRY(checkpoint_save(t, o->checkpoint));
     }
+    count_moves(r, 1);
     return LPLB_OK;
 }
 
@@ -244,7 +235,6 @@ static lplb_status open_run(run *r) {
     LPLB_TRY(compare_options(r));
     LPLB_TRY(share_text(r));
     LPLB_TRY(trainer_create(&o->trainer, r->world, &r->text, &r->trainer));
-    if (o->mode != MODE_NONE) LPLB_TRY(trainer_can_rebalance(r->trainer, algorithm_of(o->mode)));
     if (o->resume || *o->generate) {
         LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
         if (latest < 0 && *o->generate)

@@ -62,8 +62,11 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
     if (status == LPLB_OK) status = LPLB_CALLOC(t->token, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->target, tokens);
     if (status == LPLB_OK) status = LPLB_CALLOC(t->first, tokens);
-    if (status == LPLB_OK)
-        status = LPLB_CALLOC(t->window, t->model->layout.moe_layers * config->model.experts);
+    if (status == LPLB_OK) {
+        balance_config balance = {config->mode, config->rebalance_every, config->seed,
+                                  config->monitor};
+        status = balancer_create(&balance, t->model, t->optimizer, &t->grid, &t->balancer);
+    }
     if (status != LPLB_OK) {
         trainer_destroy(t);
         return status;
@@ -76,7 +79,9 @@ void trainer_destroy(trainer *t) {
     if (!t) return;
     /* After a failure other ranks may still send to and read from what is here: it stays until the
      * process ends, which it is about to. */
-    if (t->reducer && t->reducer->under_way) return;
+    if (t->failed) return;
+    balancer_settle(t->balancer);
+    balancer_destroy(t->balancer);
     reducer_destroy(t->reducer);
     optimizer_destroy(t->optimizer);
     model_destroy(t->model);
@@ -86,7 +91,6 @@ void trainer_destroy(trainer *t) {
     lplb__free(t->token);
     lplb__free(t->target);
     lplb__free(t->first);
-    lplb__free(t->window);
     lplb__free(t);
 }
 
@@ -170,20 +174,18 @@ static lplb_status finish_report(trainer *t, const batch *whole, const losses *s
     return status;
 }
 
-/* The choices of the whole step over all ranks: for the next placement, and for the selection bias.
- */
+/* The choices of the whole step over all ranks: for the selection bias, and for placements. */
 static lplb_status use_counts(trainer *t) {
     model *m = t->model;
     int64_t E = m->config.experts, n = m->layout.moe_layers * E;
     LPLB_TRY(t->grid.world->table->all_reduce_sum(t->grid.world, m->step_count, n, ELEMENT_INT64));
-    for (int64_t i = 0; i < n; i++) t->window[i] += m->step_count[i];
     for (int32_t l = 0; l < m->layout.moe_layers && m->config.bias_rate > 0; l++)
         route_update_bias(m->bias + l * E, m->step_count + l * E, m->config.experts,
                           m->config.bias_rate);
-    return LPLB_OK;
+    return balancer_step(t->balancer, t->step, m->step_count);
 }
 
-lplb_status trainer_step(trainer *t, step_report *report) {
+static lplb_status take_step(trainer *t, step_report *report) {
     int64_t start = lplb__now_ns(), counted = read_batch(t);
     *report = (step_report){.step = t->step};
     LPLB_TRY(t->grid.world->table->all_reduce_sum(t->grid.world, &counted, 1, ELEMENT_INT64));
@@ -195,6 +197,7 @@ lplb_status trainer_step(trainer *t, step_report *report) {
     LPLB_TRY(run_micro_batches(t, &whole, &sum, report));
     LPLB_TRY(finish_report(t, &whole, &sum, report));
     LPLB_TRY(reducer_finish(t->reducer));
+    LPLB_TRY(balancer_gradients(t->balancer));
     LPLB_TRY(optimizer_norm(t->model, &t->grid, &report->grad_norm));
     if (!isfinite(report->loss) || !isfinite(report->grad_norm))
         return LPLB_FAIL(LPLB_CHECK_FAILED,
@@ -205,10 +208,17 @@ lplb_status trainer_step(trainer *t, step_report *report) {
     if (clip > 0 && report->grad_norm > clip) scale = clip / report->grad_norm;
     report->rate = learning_rate(&t->config.optimizer, t->step);
     optimizer_step(t->optimizer, t->model, t->step, scale);
+    LPLB_TRY(balancer_update(t->balancer, t->step, scale));
     LPLB_TRY(use_counts(t));
     t->step++;
     report->seconds = (double)(lplb__now_ns() - start) * 1e-9;
     return LPLB_OK;
+}
+
+lplb_status trainer_step(trainer *t, step_report *report) {
+    lplb_status status = take_step(t, report);
+    t->failed = status != LPLB_OK;
+    return status;
 }
 
 lplb_status trainer_evaluate(trainer *t, const corpus *text, int64_t sequences, double *loss) {

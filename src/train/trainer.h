@@ -3,20 +3,23 @@
 #define LPLB_TRAIN_TRAINER_H
 
 #include "train/corpus.h"
-#include "train/optimizer.h"
+#include "train/rebalance.h"
 
 typedef struct trainer_config {
     model_config model;
     optimizer_config optimizer;
-    int64_t global_batch; /* sequences of a step, over all ranks */
-    int64_t micro_batch;  /* sequences of one rank at a time */
-    int32_t expert_ranks; /* expert-parallel ranks; 0 = all */
-    int32_t redundant;    /* expert slots a rank beyond E / expert_ranks */
+    int64_t global_batch;    /* sequences of a step, over all ranks */
+    int64_t micro_batch;     /* sequences of one rank at a time */
+    int32_t expert_ranks;    /* expert-parallel ranks; 0 = all */
+    int32_t redundant;       /* expert slots a rank beyond E / expert_ranks */
+    balance_mode mode;       /* how copies are placed, and */
+    int64_t rebalance_every; /* how often at most, in steps; 0 = never */
     lplb_solver solver;
     bool locality;
     int32_t overlap;      /* sums of gradients travel during the backward */
     int64_t bucket_items; /* gradients of replicated parameters that travel together */
     uint64_t seed;
+    lplb_monitor *monitor; /* of this rank; NULL = none */
 } trainer_config;
 
 /* What one step did; the same on all ranks. */
@@ -39,11 +42,12 @@ typedef struct trainer {
     model *model;
     optimizer *optimizer;
     reducer *reducer;
+    balancer *balancer; /* NULL where experts stay where they are */
+    bool failed;        /* a step did: transfers may be under way that nobody will end */
     sampler sampler;
     int64_t step;                    /* steps done */
     int32_t *token, *target, *first; /* [local sequences][T] */
     int64_t local_sequences;
-    int64_t *window; /* [moe_layers][E] choices over all ranks since the last placement */
     /* Called after every forward of a micro-batch, if set: recording. */
     lplb_status (*after_forward)(struct trainer *t, const batch *b, void *user);
     void *after_forward_user;
@@ -53,6 +57,7 @@ void trainer_config_default(trainer_config *config);
 /* Every rank calls with its own view of the same corpus. world stays the caller's. */
 lplb_status trainer_create(const trainer_config *config, lplb__group *world, const corpus *text,
                            trainer **out);
+/* Every rank calls, in the same state of training. */
 void trainer_destroy(trainer *t);
 /* One step. LPLB_CHECK_FAILED when the loss is not finite; nothing was updated then. */
 lplb_status trainer_step(trainer *t, step_report *report);

@@ -1,6 +1,7 @@
-/* Weights and optimizer state that move between ranks during training, for every way of placing
- * copies, leave the training as it is: losses equal one rank's (1e-9 over 100 steps in double, 1e-4
- * over 20 in float), and copies of an expert stay identical to the bit. Run under mpirun. */
+/* Weights and optimizer state that move between ranks during training leave the training as it is:
+ * losses equal one rank's (1e-9 over 100 steps in double, 1e-4 over 20 in float), whatever places
+ * the copies, and for any moves at all, some of them thrown away; copies of an expert stay
+ * identical to the bit. Run under mpirun. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,8 +11,8 @@
 
 #include <string.h>
 
+#include "base/rng.h"
 #include "fixture.h"
-#include "train/rebalance.h"
 
 #ifdef LPLB_TRAIN_F64
 enum { STEPS = 100 };
@@ -20,11 +21,9 @@ static const double loss_bound = 1e-9;
 enum { STEPS = 20 };
 static const double loss_bound = 1e-4;
 #endif
-enum { SEQUENCES = 8, ALGORITHMS = 3 };
+enum { SEQUENCES = 8 };
 
 static double alone[STEPS], first_norm;
-
-static int algorithms = ALGORITHMS; /* that this build can place with */
 
 static void train_alone(void) {
     trainer_config c = small_config(STEPS, SEQUENCES);
@@ -38,7 +37,6 @@ static void train_alone(void) {
         alone[i] = r.loss;
         if (i == 0) first_norm = r.grad_norm;
     }
-    if (trainer_can_rebalance(t, LPLB_PLACE_SEARCH) == LPLB_UNSUPPORTED) algorithms--;
     trainer_destroy(t);
     self->table->destroy(self);
 }
@@ -65,51 +63,145 @@ static void check_copies(const trainer *t) {
     lplb__free(all);
 }
 
-/* Every 7 steps a new placement by the next algorithm. */
-static const lplb_place_algorithm algorithm[ALGORITHMS] = {LPLB_PLACE_EPLB, LPLB_PLACE_TOPOLOGY,
-                                                           LPLB_PLACE_SEARCH};
+static void compare(const char *what, const step_report *r) {
+    int i = (int)r->step;
+    double error = fabs(r->loss - alone[i]) / alone[i];
+    if (error > loss_bound || (i == 0 && fabs(r->grad_norm - first_norm) > 1e-5 * first_norm))
+        fail_msg("%s, step %d: loss %.15g, norm %.9g; one rank has %.15g, %.9g", what, i, r->loss,
+                 r->grad_norm, alone[i], first_norm);
+}
 
-static void train_moving(int32_t expert_ranks, int32_t redundant, int first, int64_t *moved) {
+static trainer *open_trainer(balance_mode mode, int64_t every, int32_t expert_ranks,
+                             int32_t redundant) {
     trainer_config c = small_config(STEPS, SEQUENCES);
     trainer *t;
     c.micro_batch = SEQUENCES / world->size;
     c.expert_ranks = expert_ranks;
     c.redundant = redundant;
+    c.mode = mode;
+    c.rebalance_every = every;
     must(trainer_create(&c, world, &text, &t));
+    return t;
+}
+
+/* The manager decides. Returns how many copies it moved. */
+static int64_t train_managed(balance_mode mode, int32_t expert_ranks, int32_t redundant) {
+    static const char *const name[] = {"none", "eplb", "lplb", "search"};
+    lplb_manager_stats stats = {0};
+    trainer *t = open_trainer(mode, 5, expert_ranks, redundant);
     for (int i = 0; i < STEPS; i++) {
         step_report r;
         must(trainer_step(t, &r));
-        double error = fabs(r.loss - alone[i]) / alone[i];
-        if (error > loss_bound || (i == 0 && fabs(r.grad_norm - first_norm) > 1e-5 * first_norm))
-            fail_msg("algorithm %d, step %d: loss %.15g, norm %.9g; one rank has %.15g, %.9g",
-                     first, i, r.loss, r.grad_norm, alone[i], first_norm);
-        if (i % 7 != 3) continue;
-        rebalance_report moves;
-        must(trainer_rebalance(t, algorithm[(first + i / 7) % algorithms], &moves));
-        *moved += moves.moved_slots;
-        check_copies(t);
+        compare(name[mode], &r);
+        if (i % 7 == 0) check_copies(t);
     }
+    if (t->balancer) lplb_manager_get_stats(t->balancer->manager, &stats);
+    assert_int_equal(stats.move_failures + stats.worker_failures + stats.refused, 0);
     trainer_destroy(t);
+    return stats.moves;
 }
 
 static void test_every_mode(void **state) {
     (void)state;
-    int64_t moved = 0;
-    int runs = STEPS > 20 ? 1 : algorithms; /* all take turns in the long run */
-    for (int a = 0; a < runs; a++) train_moving(0, world->size == 4 ? 2 : 1, a, &moved);
-    if (world->size > 1) assert_true(moved > 0);
+    int32_t redundant = world->size == 4 ? 2 : 1; /* what lplb's default topologies want */
+    train_managed(MODE_NONE, 0, 0);
+    assert_true(train_managed(MODE_EPLB, 0, redundant) > 0);
+    assert_true(train_managed(MODE_LPLB, 0, redundant) > 0);
+    assert_true(train_managed(MODE_SEARCH, 0, redundant) > 0);
+}
+
+/* ---- any moves ---- */
+
+enum { MOST_SLOTS = 64 };
+
+/* Every expert somewhere, the rest at random, in any order. */
+static void random_row(lplb__rng *rng, const lplb_placement *p, int32_t *row) {
+    for (int32_t s = 0; s < p->slots; s++)
+        row[s] = s < p->experts ? s : (int32_t)lplb__rng_below(rng, (uint64_t)p->experts);
+    for (int32_t s = p->slots - 1; s > 0; s--) {
+        int32_t other = (int32_t)lplb__rng_below(rng, (uint64_t)s + 1), kept = row[s];
+        row[s] = row[other];
+        row[other] = kept;
+    }
+}
+
+static bool holds(const lplb_placement *p, const int32_t *row, int32_t rank, int32_t expert) {
+    for (int32_t s = p->rank_offset[rank]; s < p->rank_offset[rank + 1]; s++)
+        if (row[s] == expert) return true;
+    return false;
+}
+
+/* Sources: the rank itself where it can, else any rank that has the expert. */
+static int64_t list_moves(lplb__rng *rng, const lplb_placement *p, int32_t layer,
+                          const int32_t *from, const int32_t *to, lplb_move *move) {
+    int64_t n = 0;
+    for (int32_t r = 0; r < p->ranks; r++)
+        for (int32_t s = p->rank_offset[r]; s < p->rank_offset[r + 1]; s++) {
+            if (to[s] == from[s]) continue;
+            bool here = holds(p, from, r, to[s]);
+            for (int64_t i = 0; i < n; i++)
+                if (move[i].rank == r && move[i].expert == to[s]) here = true;
+            int32_t source = here ? r : (int32_t)lplb__rng_below(rng, (uint64_t)p->ranks);
+            while (!here && !holds(p, from, source, to[s])) source = (source + 1) % p->ranks;
+            move[n++] = (lplb_move){layer, s, to[s], r, source};
+        }
+    return n;
+}
+
+/* Staged after one step, switched or thrown away after a later one, or at once. */
+static void train_random(uint64_t seed, int32_t expert_ranks, int32_t redundant) {
+    /* a manager that never has time to decide */
+    trainer *t = open_trainer(MODE_SEARCH, 10 * STEPS, expert_ranks, redundant);
+    const lplb_placement *p = t->model->experts->placement;
+    mover *v = t->balancer->mover;
+    lplb__rng rng;
+    int32_t row[MOST_SLOTS];
+    lplb_move move[MOST_SLOTS];
+    int64_t switched = 0, discarded = 0;
+    lplb__rng_seed(&rng, seed, 0);
+    assert_true(p->slots <= MOST_SLOTS);
+    for (int i = 0; i < STEPS; i++) {
+        step_report r;
+        must(trainer_step(t, &r));
+        compare("random moves", &r);
+        uint64_t dice = lplb__rng_below(&rng, 4);
+        if (v->layer >= 0 && dice < 2) {
+            must(mover_staged(v));
+            mover_commit(v, row);
+            switched++;
+            check_copies(t);
+        } else if (v->layer >= 0 && dice == 2) {
+            mover_discard(v);
+            discarded++;
+        }
+        if (v->layer >= 0) continue;
+        int32_t layer = (int32_t)lplb__rng_below(&rng, (uint64_t)p->layers);
+        random_row(&rng, p, row);
+        must(mover_stage(
+            v, layer, move,
+            list_moves(&rng, p, layer, p->physical_to_logical + layer * p->slots, row, move)));
+    }
+    assert_true(switched > 2 && discarded > 0);
+    trainer_destroy(t);
+}
+
+static void test_any_moves(void **state) {
+    (void)state;
+    print_message("seeds 21, 22\n");
+    train_random(21, 0, 2);
+    if (world->size % 2 == 0) train_random(22, world->size / 2, 2);
 }
 
 static void test_replicas(void **state) {
     (void)state;
-    int64_t moved = 0;
     if (world->size % 2) skip();
-    train_moving(world->size / 2, 1, 1, &moved);
+    assert_true(train_managed(MODE_EPLB, world->size / 2, 1) > 0);
 }
 
 static int run_all(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_mode),
+        cmocka_unit_test(test_any_moves),
         cmocka_unit_test(test_replicas),
     };
     train_alone();

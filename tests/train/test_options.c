@@ -37,7 +37,7 @@ static void test_yaml(void **state) {
     assert_int_equal(o.trainer.model.layers, 3);
     assert_int_equal(o.trainer.model.tied, 0);
     assert_int_equal(o.trainer.model.aux, AUX_SEQUENCE);
-    assert_int_equal(o.mode, MODE_SEARCH);
+    assert_int_equal(o.trainer.mode, MODE_SEARCH);
     assert_true(o.trainer.optimizer.rate == 2.5e-3);
     assert_string_equal(o.text, "a b");
     assert_int_equal(run_options_check(&o), LPLB_OK);
