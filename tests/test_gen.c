@@ -135,6 +135,17 @@ static void test_distribution(void **state) {
         assert_share(counts[e], c.tokens, 0.5 * (double)load[e] / 10 + 0.5 * (double)end[e] / 10);
     assert_int_equal(trace->counts[(trace->steps - 1) * 4 + 1], 0); /* arrived */
     lplb_trace_destroy(trace);
+    /* Multinomial: shares are the weights' however many a token selects. */
+    c.load_end = NULL;
+    c.topk = 3;
+    c.multinomial = 1;
+    trace = generate(&c);
+    total_counts(trace, counts);
+    for (int e = 0; e < 4; e++) assert_share(counts[e], 3 * c.tokens, (double)load[e] / 10);
+    assert_int_equal(counts[0] + counts[1] + counts[2] + counts[3], 3 * c.tokens);
+    lplb_trace_destroy(trace);
+    c.kind = LPLB_TRACE_TOPK;
+    assert_int_equal(lplb_gen(&c, &trace), LPLB_INVALID);
 }
 
 static int descending(const void *a, const void *b) {

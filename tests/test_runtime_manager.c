@@ -287,6 +287,53 @@ static void test_max_moves(void **state) {
     lplb_manager_destroy(m);
 }
 
+/* Loads that change for ever: at no time have there been more moves than were saved up. */
+static void test_move_rate(void **state) {
+    (void)state;
+    lplb_manager_config config = base_config();
+    config.algorithm = LPLB_PLACE_SEARCH;
+    config.even_split = 1;
+    config.move_rate = 0.1;
+    config.move_cost = 0.02;
+    lplb_manager *m = make(&config);
+    traffic t;
+    traffic_init(&t, 12, 0.8, 4000);
+    lplb_manager_stats stats = {0};
+    for (int64_t step = 0; step < 6000; step += 50) {
+        drive(m, &t, step / 600 % 2, step, 50);
+        lplb_manager_get_stats(m, &stats);
+        double saved = L * P / 8 + 0.1 * L * P * (double)(step + 50) / 1000;
+        if ((double)stats.moves > saved)
+            fail_msg("%lld moves at step %lld, %g saved up", (long long)stats.moves,
+                     (long long)step, saved);
+    }
+    assert_true(stats.moves > L * P / 8); /* and what is saved up is used */
+    lplb_manager_destroy(m);
+}
+
+/* The more a move has to bring, the fewer are made. */
+static void test_move_cost(void **state) {
+    (void)state;
+    static const double costs[] = {0.01, 1, 1000};
+    int64_t moves[3];
+    for (int i = 0; i < 3; i++) {
+        lplb_manager_config config = base_config();
+        config.algorithm = LPLB_PLACE_SEARCH;
+        config.move_rate = -1;
+        config.move_cost = costs[i];
+        lplb_manager *m = make(&config);
+        traffic t;
+        traffic_init(&t, 13, 0.8, 4000);
+        drive(m, &t, 0, 0, 1000);
+        lplb_manager_stats stats;
+        lplb_manager_get_stats(m, &stats);
+        moves[i] = stats.moves;
+        lplb_manager_destroy(m);
+    }
+    assert_true(moves[0] >= moves[1] && moves[1] > 0);
+    assert_int_equal(moves[2], 0);
+}
+
 /* ---- moving ---- */
 
 typedef struct host {
@@ -658,6 +705,7 @@ int main(void) {
         cmocka_unit_test(test_repeats),        cmocka_unit_test(test_save),
         cmocka_unit_test(test_no_churn),       cmocka_unit_test(test_periodic),
         cmocka_unit_test(test_cost),           cmocka_unit_test(test_max_moves),
+        cmocka_unit_test(test_move_rate),      cmocka_unit_test(test_move_cost),
         cmocka_unit_test(test_chunks),         cmocka_unit_test(test_disagreement),
         cmocka_unit_test(test_bad_placements), cmocka_unit_test(test_slow_worker),
         cmocka_unit_test(test_first_mapping),  cmocka_unit_test(test_bad_input),

@@ -134,6 +134,46 @@ static void test_budget_of_moves(void **state) {
     fill_loads(1);
 }
 
+/* Moves that do not bring what they cost are left, so a higher cost never makes more of them. */
+static void test_move_cost(void **state) {
+    (void)state;
+    static const double costs[] = {0.02, 1, 1e6};
+    lplb_place_config c = make_config();
+    lplb_placement *from = place(&c);
+    fill_loads(2);
+    int64_t last = INT64_MAX;
+    for (int i = 0; i < 3; i++) {
+        c = make_config();
+        c.from = from;
+        c.max_moves = -1;
+        c.move_cost = costs[i];
+        lplb_placement *p = place(&c);
+        int64_t n;
+        lplb_placement_moves(from, p, NULL, 0, &n);
+        assert_true(n <= last);
+        last = n;
+        lplb_placement_destroy(p);
+    }
+    assert_int_equal(last, 0);
+    lplb_placement_destroy(from);
+    fill_loads(1);
+}
+
+/* Samples as they are against smaller batches made from them: which is better on those very
+ * samples is known. */
+static void test_samples_as_they_are(void **state) {
+    (void)state;
+    double imbalance[2];
+    for (int as = 0; as < 2; as++) {
+        lplb_place_config c = make_config();
+        c.samples_as_are = as;
+        lplb_placement *p = place(&c);
+        imbalance[as] = mean_imbalance(p, LPLB_SOLVER_EXACT);
+        lplb_placement_destroy(p);
+    }
+    assert_true(imbalance[1] <= imbalance[0] + 1e-9);
+}
+
 static void test_uneven_and_dead_ranks(void **state) {
     (void)state;
     int32_t slots[RANKS] = {12, 3, 6, 5, 4, 6};
@@ -176,6 +216,8 @@ int main(void) {
         cmocka_unit_test(test_beats_eplb_and_topology),
         cmocka_unit_test(test_threads_and_seed),
         cmocka_unit_test(test_budget_of_moves),
+        cmocka_unit_test(test_move_cost),
+        cmocka_unit_test(test_samples_as_they_are),
         cmocka_unit_test(test_uneven_and_dead_ranks),
         cmocka_unit_test(test_layers_without_load),
     };

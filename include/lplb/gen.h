@@ -41,12 +41,15 @@ typedef struct lplb_gen_config {
     double burst_factor;         /* ... this, >= 1 */
     double zero_probability;     /* of a step without any selection */
     uint64_t seed;
-    int32_t threads;   /* 0 = all */
-    int64_t max_bytes; /* refuse a larger trace; 0 = 8 GiB */
+    int32_t threads;     /* 0 = all */
+    int64_t max_bytes;   /* refuse a larger trace; 0 = 8 GiB */
+    int32_t multinomial; /* nonzero, for COUNTS: every selection is drawn for itself */
 } lplb_gen_config;
 
 /* Every token selects topk different experts of each layer, one after the other, each with the
- * probability weight / (weights of those not yet selected). LPLB_INVALID names the option that
+ * probability weight / (weights of those not yet selected); so the hottest experts get less than
+ * their share of the weights. With `multinomial` a step's counts are multinomial with just these
+ * shares: tokens * topk selections, not told apart by token. LPLB_INVALID names the option that
  * cannot be. */
 LPLB_API lplb_status lplb_gen(const lplb_gen_config *config, lplb_trace **out);
 

@@ -19,8 +19,8 @@ typedef struct lplb_online_config {
      *   eplb      published EPLB, every placement adopted whole: every=N steps (1000) from the mean
      *             load of the last window=N (as every), or adaptive
      *   manager   the rebalance manager: every=N or adaptive (default), alpha=X or window=N,
-     *             moves=N a layer, budget=N a rebalance, gain=X, keep=X, lag=N, interval=N, min=N,
-     *             max=N, algorithm=search|eplb, effort=N
+     *             samples=N, moves=N a layer, budget=N a rebalance, rate=X, cost=X, gain=X, keep=X,
+     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb, effort=N
      * 0 policies: eplb:every=500, eplb:every=1000, eplb:adaptive and manager, each +even and
      * +exact. All but none start from the same round-robin mapping. */
     lplb_replay_config replay;

@@ -121,10 +121,14 @@ typedef struct lplb_place_config {
     int64_t batch_tokens;          /* tokens (not selections) of a served batch; 0 = unknown */
     int32_t topk;                  /* selections per token, for resampling; 0 = 1 */
     uint64_t seed;
-    int32_t effort;      /* search: 0 = default; larger = longer, better */
-    int32_t threads;     /* 0 = all */
-    int32_t exact_split; /* search: 1 = score by the per-batch optimum (default when 0),
-                            2 = score by the even split */
+    int32_t effort;         /* search: 0 = default; larger = longer, better */
+    int32_t threads;        /* 0 = all */
+    int32_t exact_split;    /* search: 1 = score by the per-batch optimum (default when 0),
+                               2 = score by the even split */
+    int32_t samples_as_are; /* search, several samples: nonzero = score on them as they are; 0 = on
+                               smaller batches made from them, for a load that is yet to come */
+    double move_cost; /* search with from: imbalance that moving all slots of a layer must bring,
+                         each move its part; moves that bring less are left; 0 = 0.02 */
 } lplb_place_config;
 
 /* load: counts [samples][L][E] >= 0 (one sample: a sum; several: real batches or steps, kept as the

@@ -128,7 +128,8 @@ typedef struct lplb_manager_config {
     const int32_t *slots_per_rank;         /* [G], NULL = equal */
     int32_t nodes, groups;                 /* [1] for EPLB's hierarchical form and for sources */
     const lplb_placement *initial;         /* NULL: round robin */
-    lplb_tracker_config tracker;           /* layers and experts may stay 0; [EWMA, alpha 0.01] */
+    lplb_tracker_config tracker;           /* layers and experts may stay 0; [EWMA, alpha 0.01, 64
+                                              samples] */
     const lplb_forecaster_config *forecaster; /* NULL = none; layers and experts may stay 0 */
 
     /* When */
@@ -143,6 +144,12 @@ typedef struct lplb_manager_config {
     int32_t effort;              /* of the search, as lplb_place_config */
     int64_t max_moves_per_layer; /* a rebalance, for SEARCH; < 0 = no limit [P / 8, at least 1] */
     int64_t max_moves;           /* a rebalance, over layers; < 0 or 0 = no limit */
+    double move_rate;            /* fraction of all slots that may move in 1,000 steps on average;
+                                    what is not used is saved up to max_moves_per_layer of every
+                                    layer, which is also there at first; < 0 = no limit [0.05; no
+                                    limit for EPLB or where the costs below are known] */
+    double move_cost;            /* for SEARCH: imbalance that moving all slots of a layer must
+                                    bring, each move its part [0.8] */
     double keep_below;           /* layers with less predicted imbalance stay as they are [1.02] */
     double min_gain;             /* in imbalance, for a layer to move [0.01] */
     int32_t always;              /* nonzero: adopt every placement, as EPLB in engines does */

@@ -109,7 +109,8 @@ class PlaceConfig(ctypes.Structure):
                 ("groups", c_int32), ("topology", c_void_p), ("from_", c_void_p),
                 ("max_moves", c_int64), ("dead_ranks", c_void_p), ("speed", c_void_p),
                 ("batch_tokens", c_int64), ("topk", c_int32), ("seed", c_uint64),
-                ("effort", c_int32), ("threads", c_int32), ("exact_split", c_int32)]
+                ("effort", c_int32), ("threads", c_int32), ("exact_split", c_int32),
+                ("samples_as_are", c_int32), ("move_cost", c_double)]
 
 
 class Topology(ctypes.Structure):

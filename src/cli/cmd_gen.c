@@ -17,6 +17,8 @@ static const char help[] =
     "  --batch-tokens B  tokens of a step (default 4096): patterns change between steps, and\n"
     "                    --counts sums up a step\n"
     "  --counts          counts of every step instead of the ids of every token\n"
+    "  --multinomial     with --counts: every selection drawn for itself, so that a step's\n"
+    "                    counts follow the weights; else a token's K experts are different\n"
     "\n"
     "Weights of the experts:\n"
     "  --sigma X         log-normal with this spread (default 1; DeepSeek-V3 layers have 0.44\n"
@@ -56,6 +58,7 @@ enum {
     TOKENS,
     BATCH,
     COUNTS,
+    MULTINOMIAL,
     SIGMA,
     ZIPF,
     LOAD,
@@ -81,6 +84,7 @@ static const struct option options[] = {{"layers", required_argument, 0, LAYERS}
                                         {"tokens", required_argument, 0, TOKENS},
                                         {"batch-tokens", required_argument, 0, BATCH},
                                         {"counts", no_argument, 0, COUNTS},
+                                        {"multinomial", no_argument, 0, MULTINOMIAL},
                                         {"sigma", required_argument, 0, SIGMA},
                                         {"zipf", required_argument, 0, ZIPF},
                                         {"load", required_argument, 0, LOAD},
@@ -156,6 +160,8 @@ static bool check(gen_request *r) {
     lplb_gen_config *c = &r->config;
     if (r->sigma + r->zipf + (r->load != NULL) > 1)
         return usage("give one of --sigma, --zipf and --load");
+    if (c->multinomial && c->kind != LPLB_TRACE_COUNTS)
+        return usage("--multinomial needs --counts");
     if (r->drift_to && !r->load) return usage("--drift-to needs --load");
     if (r->load && (r->layers || r->experts))
         return usage("--load gives the layers and experts; leave --layers and --experts out");
@@ -234,6 +240,7 @@ int cmd_gen(int argc, char **argv) {
     for (int c; (c = getopt_long(argc, argv, "h", options, &index)) != -1;) {
         switch (c) {
         case COUNTS: r.config.kind = LPLB_TRACE_COUNTS; continue;
+        case MULTINOMIAL: r.config.multinomial = 1; continue;
         case LOAD: r.load = optarg; continue;
         case DRIFT: r.drift_to = optarg; continue;
         case JSON: r.json = true; continue;

@@ -10,7 +10,8 @@
     "                     system would move them; policies are then\n"                             \
     "                     none, fixed (round robin), eplb[:every=N|adaptive] (default every\n"     \
     "                     1000 steps) and manager[:option=value,...] (every, alpha, window,\n"     \
-    "                     moves, budget, gain, keep, lag, min, max, algorithm), +SOLVER;\n"        \
+    "                     samples, moves, budget, rate, cost, gain, keep, lag, min, max,\n"        \
+    "                     interval, algorithm, effort), +SOLVER;\n"                                \
     "                     --history F then leaves the first F out of the figures (default 0).\n"   \
     "                     Default: eplb:every=500, eplb:every=1000, eplb:adaptive, manager,\n"     \
     "                     each +even and +exact\n"                                                 \

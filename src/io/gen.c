@@ -236,13 +236,17 @@ static lplb_status fill_layer(const generator *g, int64_t step, int32_t layer, s
     int64_t tokens = c->tokens - first < g->batch ? c->tokens - first : g->batch;
     int32_t positive = 0;
     for (int32_t e = 0; e < n; e++) positive += s->units[e] > 0;
-    if (positive > 0 && positive < topk)
+    if (positive > 0 && positive < topk && !c->multinomial)
         return LPLB_FAIL(LPLB_INVALID, "layer %d has load on %d experts, a token selects %d", layer,
                          positive, topk);
     bool none = positive == 0 || is_zero_step(g, step);
     if (!none) make_table(s, n);
     int64_t *counts =
         g->trace->counts ? g->trace->counts + (step * c->layers + layer) * (int64_t)n : NULL;
+    if (c->multinomial) {
+        for (int64_t i = 0; !none && i < tokens * topk; i++) counts[draw(s, &rng, n)]++;
+        return LPLB_OK;
+    }
     for (int64_t t = 0; t < tokens; t++) {
         if (!none) select_experts(s, &rng, n, topk, ids);
         int16_t *out =
@@ -276,6 +280,9 @@ static lplb_status check_sizes(const lplb_gen_config *c) {
                          c->struct_size, sizeof *c);
     if (c->kind != LPLB_TRACE_TOPK && c->kind != LPLB_TRACE_COUNTS)
         return LPLB_FAIL(LPLB_INVALID, "kind %d is neither TOPK nor COUNTS", (int)c->kind);
+    if (c->multinomial && c->kind != LPLB_TRACE_COUNTS)
+        return LPLB_FAIL(LPLB_INVALID, "multinomial draws counts; ids of a token are different "
+                                       "experts");
     if (c->layers < 1) return LPLB_FAIL(LPLB_INVALID, "layers is %d, at least 1", c->layers);
     if (c->experts < 1 || c->experts > 1 << 20)
         return LPLB_FAIL(LPLB_INVALID, "experts is %d, from 1 to 2^20", c->experts);

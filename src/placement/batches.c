@@ -84,7 +84,7 @@ static void plan_batches(batch_plan *plan, const lplb__layer *layer, const lplb_
     make_groups(plan, task, layer->index, 1);
     for (int64_t g = 0; g < plan->n_groups; g++) total += plan->groups[g].total;
     plan->draws = 1;
-    if (layer->even) {
+    if (layer->even || task->config->samples_as_are) {
         if (plan->n_groups > most) make_groups(plan, task, layer->index, total / most + 1);
     } else {
         int64_t size = scored_size(task, total, plan->n_groups);

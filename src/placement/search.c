@@ -8,7 +8,7 @@
 
 enum { ITERATIONS_PER_SLOT = 400 };
 
-/* All moves of a layer together cost as much as this imbalance: moves that gain less are left. */
+/* All moves of a layer together cost as much as this imbalance unless the caller says otherwise. */
 static const double COST_OF_ALL_MOVES = 0.02;
 
 /* The hierarchical form keeps expert groups inside nodes, which saves traffic between nodes; it is
@@ -65,7 +65,7 @@ static lplb_status layer_create(lplb__layer *layer, const lplb__place_task *task
     LPLB_TRY(LPLB_CALLOC(layer->alive, c->ranks));
     LPLB_TRY(LPLB_CALLOC(layer->typical, task->experts));
     list_slots(layer, c->dead_ranks);
-    layer->move_cost = COST_OF_ALL_MOVES / layer->n_usable;
+    layer->move_cost = (c->move_cost > 0 ? c->move_cost : COST_OF_ALL_MOVES) / layer->n_usable;
     if (!c->from) return LPLB_OK;
     LPLB_TRY(LPLB_CALLOC(layer->was, (int64_t)task->experts * c->ranks));
     list_pairs(layer, c->from);

@@ -39,10 +39,12 @@ static lplb_status read_algorithm(const char *text, lplb_manager_config *m) {
 }
 
 static lplb_status manager_option(const char *key, const char *value, lplb_manager_config *m) {
-    int64_t effort = 0;
+    int64_t effort = 0, samples = 0;
     if (!strcmp(key, "alpha")) return read_real(key, value, 1e-6, 1, &m->tracker.alpha);
     if (!strcmp(key, "moves")) return read_whole(key, value, &m->max_moves_per_layer);
     if (!strcmp(key, "budget")) return read_whole(key, value, &m->max_moves);
+    if (!strcmp(key, "rate")) return read_real(key, value, -1, 1000, &m->move_rate);
+    if (!strcmp(key, "cost")) return read_real(key, value, 1e-6, 1e6, &m->move_cost);
     if (!strcmp(key, "gain")) return read_real(key, value, -1, 100, &m->min_gain);
     if (!strcmp(key, "keep")) return read_real(key, value, 1, 1000, &m->keep_below);
     if (!strcmp(key, "lag")) return read_whole(key, value, &m->adopt_lag);
@@ -55,10 +57,16 @@ static lplb_status manager_option(const char *key, const char *value, lplb_manag
         m->effort = (int32_t)effort;
         return LPLB_OK;
     }
-    return LPLB_FAIL(LPLB_INVALID,
-                     "manager has no option '%s'; there are every, adaptive, alpha, window, moves, "
-                     "budget, gain, keep, lag, interval, min, max, algorithm, effort",
-                     key);
+    if (!strcmp(key, "samples")) {
+        LPLB_TRY(read_whole(key, value, &samples));
+        m->tracker.samples = (int32_t)samples;
+        return LPLB_OK;
+    }
+    return LPLB_FAIL(
+        LPLB_INVALID,
+        "manager has no option '%s'; there are every, adaptive, alpha, window, samples, "
+        "moves, budget, rate, cost, gain, keep, lag, interval, min, max, algorithm, effort",
+        key);
 }
 
 static lplb_status one_option(char *text, lplb__online_policy *out) {

@@ -48,9 +48,7 @@ static void *block(lplb__arena *arena, int64_t count, size_t item_bytes) {
 static void lay_out(lplb__core *c) {
     lplb__arena *a = &c->arena;
     int64_t L = c->config.layers, E = c->config.experts, P = c->config.slots, G = c->config.ranks;
-    int64_t samples = c->config.tracker.samples < 0   ? 0
-                      : c->config.tracker.samples > 0 ? c->config.tracker.samples
-                                                      : 8;
+    int64_t samples = c->config.tracker.samples < 0 ? 0 : c->config.tracker.samples;
     if (c->config.tracker.kind == LPLB_TRACKER_STAGES) samples *= LPLB_STAGES;
     c->dead = block(a, G, 1);
     c->job.dead = block(a, G, 1);
@@ -65,7 +63,7 @@ static void lay_out(lplb__core *c) {
     for (int i = 0; i < 2; i++)
         p->by_sample[i] = block(a, (samples ? samples : 1) * L, sizeof(double));
     p->chosen = block(a, L, sizeof(int32_t));
-    p->chosen_load = block(a, L * E, sizeof(int64_t));
+    p->chosen_load = block(a, (samples ? samples : 1) * L * E, sizeof(int64_t));
     p->row = block(a, P, sizeof(int32_t));
     p->taken = block(a, P, sizeof(int32_t));
     p->seen = block(a, lplb__bit_words(E), sizeof(uint64_t));
@@ -171,6 +169,12 @@ static void first_mapping(lplb__core *c, const lplb_placement *initial) {
     lplb__core_all_shares(c);
 }
 
+static double most_credit(const lplb__core *c) {
+    int64_t a_layer = c->config.max_moves_per_layer;
+    if (a_layer < 0 || a_layer > c->config.slots) a_layer = c->config.slots;
+    return (double)(a_layer * c->config.layers);
+}
+
 lplb_status lplb__core_create(const lplb_manager_config *given, lplb__core **out) {
     *out = NULL;
     lplb_manager_config config;
@@ -189,6 +193,7 @@ lplb_status lplb__core_create(const lplb_manager_config *given, lplb__core **out
     c->now = -1;
     c->interval = config.interval;
     c->last_variance = -1;
+    c->credit = most_credit(c);
     c->config.initial = NULL;
     first_mapping(c, given->initial);
     *out = c;
@@ -210,6 +215,26 @@ void lplb__core_destroy(lplb__core *c) {
 
 /* ---- steps and the interval ---- */
 
+static void save_credit(lplb__core *c, int64_t steps) {
+    double slots = (double)c->config.layers * c->config.slots, most = most_credit(c);
+    if (c->config.move_rate < 0) return;
+    c->credit += c->config.move_rate * slots * (double)steps / 1000;
+    if (c->credit > most) c->credit = most;
+}
+
+/* A decision is dear, so it waits until an eighth of what can be saved up is there. */
+static bool has_credit(const lplb__core *c) {
+    double enough = most_credit(c) / 8;
+    return c->config.move_rate < 0 || c->credit >= (enough < 1 ? 1 : enough);
+}
+
+static int64_t move_budget(const lplb__core *c) {
+    int64_t budget = c->config.max_moves > 0 ? c->config.max_moves : INT64_MAX;
+    if (c->config.move_rate < 0) return budget;
+    int64_t credit = (int64_t)c->credit;
+    return credit < budget ? credit : budget;
+}
+
 lplb_status lplb__core_feed(lplb__core *c, int64_t step, lplb_stage stage, const int64_t *counts,
                             const float *loads) {
     if (step <= c->now)
@@ -222,7 +247,7 @@ lplb_status lplb__core_feed(lplb__core *c, int64_t step, lplb_stage stage, const
         c->last_decision = step;
         c->next_decision = step + c->interval;
         c->next_check = step + c->config.min_interval;
-    }
+    } else save_credit(c, step - c->now);
     c->now = step;
     if (!counts && !loads) return lplb_tracker_mark(c->tracker, LPLB_BATCH_MISSING);
     lplb_status status = counts ? lplb_tracker_update(c->tracker, stage, counts)
@@ -264,7 +289,9 @@ static void check_interval(lplb__core *c) {
     lplb__core_measured(c, &variance, &loss);
     bool known = c->last_variance >= 0;
     if (c->config.mode == LPLB_INTERVAL_ADAPTIVE) {
-        if (balance_lost(c, loss)) set_interval(c, c->interval / 2, "balance is being lost");
+        if (balance_lost(c, loss)) /* a first mapping that nobody chose is left at once */
+            set_interval(c, c->last_loss > 0 ? c->interval / 2 : c->config.min_interval,
+                         "balance is being lost");
         else if (known && variance > c->config.shorter_above * c->last_variance)
             set_interval(c, c->interval / 2, "loads vary more");
         else if (known && variance < c->config.longer_below * c->last_variance)
@@ -310,16 +337,24 @@ static double mean_selections(lplb__core *c) {
     return n ? sum / n : 0;
 }
 
-/* In layers where the forecast has proved better, the same tokens in the shares it foresees. */
+/* In layers where the forecast has proved better, the same tokens in the shares it foresees: of the
+ * mean, and of every batch kept. */
 static lplb_status use_forecast(lplb__core *c) {
     int32_t E = c->config.experts;
+    lplb__job *job = &c->job;
     float *share = c->variance; /* scratch */
     LPLB_TRY(lplb_forecaster_predict(c->forecaster, share, c->layer_flag));
     for (int32_t layer = 0; layer < c->config.layers; layer++) {
-        int64_t *load = c->job.load + (int64_t)layer * E, total = 0;
+        int64_t row = (int64_t)layer * E, *load = job->load + row, total = 0;
         for (int32_t e = 0; e < E; e++) total += load[e];
-        for (int32_t e = 0; c->layer_flag[layer] && e < E; e++)
-            load[e] = (int64_t)floor((double)share[(int64_t)layer * E + e] * (double)total + 0.5);
+        for (int32_t e = 0; c->layer_flag[layer] && e < E; e++) {
+            double foreseen = (double)share[row + e] * (double)total;
+            for (int64_t k = 0; k < job->samples && load[e] > 0; k++) {
+                int64_t *one = job->sample + k * c->cells + row + e;
+                *one = (int64_t)floor((double)*one * foreseen / (double)load[e] + 0.5);
+            }
+            load[e] = (int64_t)floor(foreseen + 0.5);
+        }
     }
     return LPLB_OK;
 }
@@ -333,9 +368,9 @@ static lplb_status gather_loads(lplb__core *c) {
     job->selections = (int64_t)ceil(selections);
     LPLB_TRY(
         lplb_tracker_counts(c->tracker, LPLB_STAGE_ALL, load_batches(c, selections), job->load));
-    if (c->forecaster) LPLB_TRY(use_forecast(c));
-    return lplb_tracker_samples(c->tracker, LPLB_STAGE_ALL, c->sample_capacity, job->sample,
-                                &job->samples);
+    LPLB_TRY(lplb_tracker_samples(c->tracker, LPLB_STAGE_ALL, c->sample_capacity, job->sample,
+                                  &job->samples));
+    return c->forecaster ? use_forecast(c) : LPLB_OK;
 }
 
 static void decided(lplb__core *c) {
@@ -371,6 +406,7 @@ static void begin_request(lplb__core *c) {
     lplb__job *job = &c->job;
     job->step = c->now;
     job->interval = c->interval;
+    job->budget = move_budget(c);
     job->repair = c->requested_repair;
     memcpy(job->dead, c->dead, (size_t)c->config.ranks);
     lplb__copy_map(job->from, c->active);
@@ -553,6 +589,8 @@ static void count_switch(lplb__core *c) {
     c->stats.layers_switched += c->chunk_layers;
     c->stats.moves += c->chunk_moves;
     c->stats.moved_bytes += c->chunk_moves * c->config.expert_bytes;
+    c->credit -= (double)c->chunk_moves;
+    if (c->credit < 0) c->credit = 0; /* repairs are not limited */
     c->target_moves += c->chunk_moves;
     c->target_switched += c->chunk_layers;
 }
@@ -643,7 +681,7 @@ static void find_due(lplb__core *c) {
         c->doing = LPLB__TAKING;
     } else if (!c->job_running && !c->moving && c->usable &&
                ((c->repair_wanted && c->now >= c->repair_step) ||
-                (c->now >= c->next_decision && has_loads(c)))) {
+                (c->now >= c->next_decision && has_loads(c) && has_credit(c)))) {
         begin_request(c);
     }
 }

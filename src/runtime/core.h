@@ -63,6 +63,7 @@ typedef struct lplb__core {
     int64_t retry_step; /* while not usable */
 
     int64_t interval, last_decision, next_decision, next_check;
+    double credit;                           /* moves saved up, where move_rate limits them */
     double last_variance, last_loss;         /* < 0 before the first check */
     int32_t measured_layers, measured_known; /* of the measure under way */
     double measured_variance, measured_loss;

@@ -65,6 +65,18 @@ static lplb_status fill_what(lplb_manager_config *c) {
         return LPLB_FAIL(LPLB_INVALID, "always adopts every placement whole; it goes with no "
                                        "max_moves");
     fill(&c->max_moves_per_layer, c->slots < 16 ? 1 : c->slots / 8);
+    if (c->always && c->move_rate > 0)
+        return LPLB_FAIL(LPLB_INVALID, "always adopts every placement; it goes with no move_rate");
+    if (c->algorithm == LPLB_PLACE_EPLB && c->move_cost != 0)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "EPLB places anew and weighs no moves; leave move_cost "
+                                           "0 or use SEARCH");
+    bool unlimited = c->algorithm == LPLB_PLACE_EPLB || c->always || c->expert_bytes;
+    fill_real(&c->move_rate, unlimited ? -1 : 0.05);
+    if (!(c->move_rate <= 1e6))
+        return LPLB_FAIL(LPLB_RANGE, "move_rate %g must be a fraction of the slots", c->move_rate);
+    fill_real(&c->move_cost, 0.8);
+    if (!(c->move_cost > 0 && c->move_cost <= 1e6))
+        return LPLB_FAIL(LPLB_RANGE, "move_cost %g is outside (0, 1e6]", c->move_cost);
     fill_real(&c->keep_below, 1.02);
     fill_real(&c->min_gain, 0.01);
     if (!(c->keep_below >= 1 && isfinite(c->keep_below)) || !isfinite(c->min_gain))
@@ -130,5 +142,6 @@ lplb_status lplb__fill_manager_config(const lplb_manager_config *given,
     t->layers = config->layers;
     t->experts = config->experts;
     if (untouched) t->alpha = 0.01;
+    if (!t->samples) t->samples = 64;
     return LPLB_OK;
 }

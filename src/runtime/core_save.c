@@ -4,7 +4,7 @@
 #include "runtime/core.h"
 #include "runtime/pack.h"
 
-enum { PACK_KIND = 0x4d4752, PACK_VERSION = 1 };
+enum { PACK_KIND = 0x4d4752, PACK_VERSION = 2 };
 
 /* Of everything that decides, so that a state is not continued under other rules. */
 static uint64_t config_digest(const lplb_manager_config *c, const int32_t *offset) {
@@ -15,7 +15,8 @@ static uint64_t config_digest(const lplb_manager_config *c, const int32_t *offse
         c->max_moves,       c->always,    (int64_t)c->seed, c->expert_bytes, c->layers_per_chunk,
         c->moves_per_chunk, c->move_lag,  c->load_lost};
     const double real[] = {c->shorter_above, c->longer_below,     c->keep_below, c->min_gain,
-                           c->exposed,       c->link_bytes_per_s, c->token_ns,   c->hysteresis};
+                           c->exposed,       c->link_bytes_per_s, c->token_ns,   c->hysteresis,
+                           c->move_rate,     c->move_cost};
     uint64_t hash = lplb__hash(whole, sizeof whole, 0);
     hash = lplb__hash(real, sizeof real, hash);
     return lplb__hash(offset, ((size_t)c->ranks + 1) * sizeof *offset, hash);
@@ -34,6 +35,7 @@ static lplb_status visit_job(lplb__core *c, field_visit visit, void *context) {
     VISIT_ONE(c->adopt_step);
     VISIT_ONE(c->job.step);
     VISIT_ONE(c->job.interval);
+    VISIT_ONE(c->job.budget);
     VISIT_ONE(c->job.repair);
     VISIT_ONE(c->job.selections);
     VISIT_ONE(c->job.samples);
@@ -54,6 +56,7 @@ static lplb_status visit_state(lplb__core *c, field_visit visit, void *context) 
     VISIT_ONE(c->last_decision);
     VISIT_ONE(c->next_decision);
     VISIT_ONE(c->next_check);
+    VISIT_ONE(c->credit);
     VISIT_ONE(c->last_variance);
     VISIT_ONE(c->last_loss);
     VISIT_ONE(c->measured_layers);

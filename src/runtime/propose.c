@@ -18,6 +18,17 @@ static int32_t *row_of(const lplb_placement *p, int32_t layer) {
     return p->physical_to_logical + (int64_t)layer * p->slots;
 }
 
+/* A placement looks better on the batches that it was fitted to than on the next ones, so every
+ * other batch is kept for judging. With few of them all serve for both. */
+enum { FEW_SAMPLES = 8 };
+
+static bool is_judged(const lplb__job *job, int64_t sample) {
+    return job->samples < FEW_SAMPLES || sample % 2;
+}
+static bool is_placed(const lplb__job *job, int64_t sample) {
+    return job->samples < FEW_SAMPLES || sample % 2 == 0;
+}
+
 /* ---- judging ---- */
 
 static int32_t ranks_in_use(const lplb_placement *p, const int32_t *row) {
@@ -50,20 +61,19 @@ static lplb_status judge(const lplb_manager_config *config, const lplb__job *job
 }
 
 /* Mean over the samples in which the layer had tokens; 0 if there is none. */
-static double layer_mean(const double *by_sample, int64_t samples, int32_t layers, int32_t layer) {
+static double layer_mean(const lplb__job *job, const double *by_sample, int32_t layer) {
     double sum = 0;
-    int64_t n = 0;
+    int64_t n = 0, samples = job->samples ? job->samples : 1;
     for (int64_t k = 0; k < samples; k++) {
-        double value = by_sample[k * layers + layer];
-        if (value > 0) sum += value, n++;
+        double value = by_sample[k * job->from->layers + layer];
+        if (value > 0 && is_judged(job, k)) sum += value, n++;
     }
     return n ? sum / (double)n : 0;
 }
 
 static void layer_means(const lplb__job *job, const double *by_sample, double *out) {
     for (int32_t layer = 0; layer < job->from->layers; layer++)
-        out[layer] =
-            layer_mean(by_sample, job->samples ? job->samples : 1, job->from->layers, layer);
+        out[layer] = layer_mean(job, by_sample, layer);
 }
 
 /* ---- placing ---- */
@@ -97,16 +107,28 @@ static int64_t move_limit(const lplb_manager_config *config, const lplb__job *jo
     return job->repair ? -1 : config->max_moves_per_layer;
 }
 
+/* The batches to place for, of the chosen layers only: [samples][n][E]. EPLB knows sums alone. */
+static int64_t gather_chosen(const lplb__job *job, bool search, lplb__proposal *out, int32_t n) {
+    int64_t E = job->from->experts, samples = search && job->samples ? job->samples : 1, placed = 0;
+    for (int64_t k = 0; k < samples; k++) {
+        const int64_t *from = job->load;
+        if (search && job->samples) from = job->sample + k * job->from->layers * E;
+        if (search && job->samples && !is_placed(job, k)) continue;
+        for (int32_t i = 0; i < n; i++)
+            memcpy(out->chosen_load + (placed * n + i) * E, from + out->chosen[i] * E,
+                   (size_t)E * sizeof *from);
+        placed++;
+    }
+    return placed;
+}
+
 static lplb_status place_chosen(const lplb_manager_config *config, const lplb__job *job,
                                 lplb__proposal *out, int32_t n, lplb_placement **placed) {
     const lplb_placement *p = job->from;
     lplb_placement *part = NULL;
     bool search = config->algorithm == LPLB_PLACE_SEARCH;
     if (search) LPLB_TRY(extract(job, out, n, &part));
-    for (int32_t i = 0; i < n; i++)
-        memcpy(out->chosen_load + (int64_t)i * p->experts,
-               job->load + (int64_t)out->chosen[i] * p->experts,
-               (size_t)p->experts * sizeof *job->load);
+    int64_t samples = gather_chosen(job, search, out, n);
     lplb_place_config place = {.struct_size = sizeof place,
                                .algorithm = config->algorithm,
                                .ranks = p->ranks,
@@ -121,11 +143,14 @@ static lplb_status place_chosen(const lplb_manager_config *config, const lplb__j
                                .seed = config->seed + (uint64_t)job->step,
                                .effort = config->effort,
                                .threads = config->threads,
-                               .exact_split = search ? 1 + (config->even_split != 0) : 0};
-    lplb_status status = config->hooks.place
-                             ? config->hooks.place(config->hooks.user, &place, out->chosen_load, 1,
-                                                   n, p->experts, NULL, placed)
-                             : lplb_place(&place, out->chosen_load, 1, n, p->experts, NULL, placed);
+                               .exact_split = search ? 1 + (config->even_split != 0) : 0,
+                               .samples_as_are = search && samples > 1,
+                               .move_cost = search && !job->repair ? config->move_cost : 0};
+    const lplb_manager_hooks *hooks = &config->hooks;
+    lplb_status status =
+        hooks->place ? hooks->place(hooks->user, &place, out->chosen_load, samples, n, p->experts,
+                                    NULL, placed)
+                     : lplb_place(&place, out->chosen_load, samples, n, p->experts, NULL, placed);
     lplb_placement_destroy(part);
     return status;
 }
@@ -186,7 +211,7 @@ static bool gain_is_clear(const lplb__job *job, const lplb__proposal *out, int32
     double sum = 0, squares = 0;
     for (int64_t k = 0; k < samples; k++) {
         double before = out->by_sample[0][k * L + layer], after = out->by_sample[1][k * L + layer];
-        if (!(before > 0)) continue;
+        if (!(before > 0) || !is_judged(job, k)) continue;
         sum += before - after;
         squares += (before - after) * (before - after);
         n++;
@@ -234,7 +259,7 @@ static bool rows_differ(const lplb__job *job, const lplb__proposal *out, int32_t
 /* Marks the layers to take, within the budget of moves; the rest goes back to what it was. */
 static void take_layers(const lplb_manager_config *config, const lplb__job *job,
                         lplb__proposal *out, int32_t n) {
-    int64_t budget = config->max_moves > 0 && !job->repair ? config->max_moves : INT64_MAX;
+    int64_t budget = job->repair ? INT64_MAX : job->budget;
     bool whatever = job->repair || config->always;
     sort_by_gain(out, n);
     for (int32_t i = 0; i < n; i++) {

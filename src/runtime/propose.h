@@ -14,8 +14,9 @@ typedef struct lplb__job {
     lplb_placement *from; /* the mapping in force */
     uint8_t *dead;        /* [G] */
     int64_t *load;        /* [L][E] what to place for */
-    int64_t samples;      /* real batches to judge by; 0 = judge by load */
+    int64_t samples;      /* real batches; 0 = there is only load */
     int64_t *sample;      /* [samples][L][E] */
+    int64_t budget;       /* moves that may be made, of all layers */
     int64_t selections;   /* mean of a batch and layer */
 } lplb__job;
 
@@ -32,7 +33,7 @@ typedef struct lplb__proposal {
     /* scratch */
     double *by_sample[2]; /* [max(samples, 1)][L] */
     int32_t *chosen;      /* [L] layers to place, then to take */
-    int64_t *chosen_load; /* [L][E] */
+    int64_t *chosen_load; /* [max(samples, 1)][L][E] */
     int32_t *row, *taken; /* [P] */
     uint64_t *seen;
     lplb__diff_scratch diff;
