@@ -232,8 +232,8 @@ static void lay_out_rows(builder *b, const lplb__exact_layout *layout) {
     b->header->chunks = chunk;
 }
 
-int32_t lplb__cuda_team_warps(int32_t ranks) {
-    return ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : LPLB__CUDA_IPM_WARPS;
+int32_t lplb__cuda_team_warps(int32_t rows) {
+    return rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : LPLB__CUDA_IPM_WARPS;
 }
 
 /* What the interior-point method goes through: the movable experts of each component, and the hosts
@@ -255,7 +255,8 @@ static void list_movables(builder *b, const lplb__exact_layout *layout) {
             movable[m++] = (uint16_t)layout->movable[from->first_movable + i].expert;
         first_movable[b->number_of[c] + 1] = (uint16_t)m;
     }
-    b->header->team_warps = lplb__cuda_team_warps(b->header->largest_ranks);
+    b->header->team_warps[0] = lplb__cuda_team_warps(b->header->largest_ranks);
+    b->header->team_warps[1] = lplb__cuda_team_warps(b->header->largest_rows);
     for (int32_t h = 0; h < b->header->hosts; h++)
         if (expert[host[h].expert].hosts > 1) first_host[host[h].rank + 1]++;
     for (int32_t q = 0; q < b->placement->ranks; q++) {

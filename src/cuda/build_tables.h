@@ -16,7 +16,8 @@ lplb_status lplb__cuda_build_tables(const lplb__cuda_tables *tables,
                                     const lplb_placement *placement, int32_t layer,
                                     const int64_t *speed, unsigned char *block);
 
-/* Warps of the interior-point kernel for each component, when the largest has so many ranks. */
-int32_t lplb__cuda_team_warps(int32_t ranks);
+/* Warps of the interior-point kernel for each component, when the largest has a matrix of so many
+ * rows. */
+int32_t lplb__cuda_team_warps(int32_t rows);
 
 #endif

@@ -8,7 +8,7 @@ static uint32_t take(uint32_t *bytes, int64_t count, size_t item_bytes) {
     return at;
 }
 
-/* Numbers of all teams' matrices when the largest component has up to n ranks: smaller
+/* Numbers of all teams' matrices when the largest component has up to n rows: smaller
  * components have more teams. */
 static int64_t matrix_numbers(int32_t n) {
     int64_t most = 0;
@@ -33,7 +33,7 @@ static void share_memory(lplb_cuda_planner *p) {
     shared->before = take(&bytes, E, sizeof(int64_t));
     shared->load = take(&bytes, G, sizeof(int64_t));
     shared->x = take(&bytes, P, sizeof(int64_t));
-    ipm->result = take(&bytes, 4, sizeof(uint64_t));
+    ipm->result = take(&bytes, 5, sizeof(uint64_t));
     ipm->partial = take(&bytes, 2 * LPLB__CUDA_IPM_WARPS, sizeof(double));
     uint32_t *of_ranks[] = {&ipm->fixed, &ipm->speed,      &ipm->load,  &ipm->slack,
                             &ipm->price, &ipm->correction, &ipm->right, &ipm->inverse};
@@ -44,13 +44,21 @@ static void share_memory(lplb_cuda_planner *p) {
     ipm->best = take(&bytes, P, sizeof(double));
     ipm->change = take(&bytes, P, sizeof(double));
     int32_t ranks = smaller(s->ranks, LPLB__CUDA_IPM_RANKS);
-    ipm->matrix = take(&bytes, matrix_numbers(ranks), sizeof(double));
+    int32_t rows = smaller(s->ranks + smaller(s->experts, s->slots / 2), LPLB__CUDA_IPM_ROWS);
+    ipm->rows = take(&bytes, ipm->published ? 4 * (G + E) : 0, sizeof(float));
+    if (ipm->published) ipm->matrix = take(&bytes, matrix_numbers(rows), sizeof(float));
+    else ipm->matrix = take(&bytes, matrix_numbers(ranks), sizeof(double));
     p->ipm.shared_bytes = bytes;
 }
 
 lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *p) {
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    if (header->largest_ranks > LPLB__CUDA_IPM_RANKS)
+    if (p->step.ipm.published && header->largest_rows > LPLB__CUDA_IPM_ROWS)
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "ipm: %d ranks and experts with several hosts depend on each other; the "
+                         "GPU's published form takes up to %d",
+                         header->largest_rows, LPLB__CUDA_IPM_ROWS);
+    if (!p->step.ipm.published && header->largest_ranks > LPLB__CUDA_IPM_RANKS)
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "ipm: %d ranks depend on each other through the experts that they share; "
                          "the GPU takes up to %d, exact any number",
@@ -61,8 +69,6 @@ lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *p) {
 lplb_status lplb__cuda_ipm_init(lplb_cuda_planner *p, int shared_bytes) {
     lplb_ipm_options options;
     LPLB_TRY(lplb__ipm_check(&p->ipm.options, p->speed, &options));
-    if (options.published)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "ipm: the GPU has the converged form only");
     p->step.ipm = (lplb__cuda_ipm){.tolerance = options.tolerance,
                                    .step = options.step,
                                    .published = options.published != 0,

@@ -5,7 +5,7 @@
 #ifndef LPLB_CUDA_IPM_CUH
 #define LPLB_CUDA_IPM_CUH
 
-#include "cuda/ipm_converge.cuh"
+#include "cuda/ipm_publish.cuh"
 #include "cuda/solve.cuh"
 
 enum { SHARE_BITS = 52 };
@@ -13,6 +13,7 @@ enum { SHARE_BITS = 52 };
 /* Of all components, in tokens over speed; as bits, which for numbers >= 0 have the same order. */
 typedef struct ipm_total {
     uint64_t objective, bound, iterations, refused;
+    uint64_t largest; /* tokens of an expert */
 } ipm_total;
 
 DEVICE uint64_t bits_of(double value) {
@@ -32,7 +33,8 @@ DEVICE int64_t load_of(const step &a, int32_t q) {
                                : shared_array(a, load, int64_t)[q];
 }
 
-/* Fills the part's scaled arrays and the even shares; returns the unit of objective and bound. */
+/* Fills the part's scaled arrays and the even shares; returns the unit of objective and bound. The
+ * published form divides by the largest expert, the converged one by the part's mean load. */
 DEVICE double scale_part(const step &a, ipm_part *p) {
     const int64_t *tokens = shared_array(a, tokens, int64_t);
     const int64_t *speeds = cold_table(a, speed, int64_t);
@@ -46,6 +48,7 @@ DEVICE double scale_part(const step &a, ipm_part *p) {
     ROLLED
     for (each_expert(i, p)) sum += (double)tokens[movable_of(a, p, i)];
     double scale = team_sum(&p->t, sum) / p->ranks, mean = team_sum(&p->t, speed) / p->ranks;
+    if (a.ipm.published) scale = (double)ipm_array(a, result, ipm_total)->largest;
     if (!(scale > 0)) scale = 1;
     ROLLED
     for (each_rank(q, p)) {
@@ -115,7 +118,7 @@ DEVICE void solve_part(const step &a, ipm_part *p) {
     for (each_expert(i, p)) any = fmax(any, (double)tokens[movable_of(a, p, i)]);
     ipm_result result;
     if (team_most(&p->t, any) > 0) {
-        result = solve_converged(a, p);
+        result = a.ipm.published ? solve_published(a, p) : solve_converged(a, p);
     } else { /* nothing to choose: the fixed loads are the answer and its proof */
         ROLLED
         for (each_rank(q, p))
@@ -145,11 +148,18 @@ DEVICE void note_single_ranks(const step &a) {
     if (single.objective > 0) note_result(a, single, 1);
 }
 
+DEVICE void find_largest_expert(const step &a) {
+    uint64_t *largest = &ipm_array(a, result, ipm_total)->largest;
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        atomic_max(largest, (uint64_t)shared_array(a, tokens, int64_t)[e]);
+}
+
 /* All threads. */
 DEVICE void solve_by_ipm(const step &a) {
     const lplb__cuda_component *component = table(a, component, lplb__cuda_component);
     const uint16_t *first = cold_table(a, first_movable, uint16_t);
-    int32_t warps = header_of(a)->team_warps;
+    int32_t warps = header_of(a)->team_warps[a.ipm.published];
     ipm_part p;
     p.t.number = warp_index() / warps;
     p.t.teams = block_threads() / 32 / warps;
@@ -158,6 +168,7 @@ DEVICE void solve_by_ipm(const step &a) {
     p.t.partial = ipm_array(a, partial, double) + p.t.number * 2 * warps;
     p.t.turn = 0;
     note_single_ranks(a);
+    if (a.ipm.published) find_largest_expert(a);
     block_barrier();
     ROLLED
     for (int32_t c = p.t.number; c < header_of(a)->components; c += p.t.teams) {

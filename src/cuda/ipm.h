@@ -24,7 +24,8 @@ typedef struct lplb__cuda_ipm {
     uint32_t right, inverse;            /* double [G] */
     uint32_t weight, conductance;       /* double [E] */
     uint32_t share, best, change;       /* double [P] */
-    uint32_t matrix;                    /* [teams] double [ranks][ranks | 1] */
+    uint32_t rows;                      /* float [4][G+E], published */
+    uint32_t matrix; /* [teams][n][n | 1]: double, n ranks; published: float, n ranks and experts */
 } lplb__cuda_ipm;
 
 #endif

@@ -1,135 +1,12 @@
 /* The converged form of the interior-point method, in double precision: src/plan/ipm_converged.c
  * has the mathematics. In single precision neither the prices' differences nor a gap of 1e-9 exist.
- *
- * The network's elimination is what an iteration waits for: a turn a rank, of which each needs the
- * pivot of the one before. The conductances stay in registers meanwhile, and the currents are
- * eliminated along with them. (The inverse would make both solutions products, but it is no help:
- * its rows agree in all but the last digits near the end, and their differences are the answer.) */
+ * (The network's inverse
+ * would make both solutions products, but it is no help: its rows agree in all but the last digits
+ * near the end, and their differences are the answer.) */
 #ifndef LPLB_CUDA_IPM_CONVERGE_CUH
 #define LPLB_CUDA_IPM_CONVERGE_CUH
 
-#include "cuda/ipm_team.cuh"
-
-/* Lanes that add up a row of n numbers together. */
-DEVICE int32_t row_lanes(int32_t n) { return n <= 8 ? 8 : n <= 16 ? 16 : 32; }
-
-/* Sum of row[k..n) by every warp for itself. */
-DEVICE double pivot_of(const double *row, int32_t k, int32_t n) {
-    double sum = 0;
-    int32_t lanes = row_lanes(n);
-    ROLLED
-    for (int32_t j = k + (lane_index() & (lanes - 1)); j < n; j += lanes) sum += row[j];
-    ROLLED
-    for (int32_t d = lanes / 2; d; d >>= 1) sum += shuffle_xor(sum, d);
-    return sum;
-}
-
-/* Numbers from one row of a matrix to the next: odd, for the memory's banks. */
-DEVICE int32_t stride_of(int32_t n) { return n | 1; }
-
-/* Removes rank after rank from the network. matrix: conductances above the diagonal, those to earth
- * on it, in the end those of each rank when it was removed; inverse [n]: of the pivots; right [n]:
- * currents, changed along. Rows a and n-1-a together have n-1 conductances, which chunks of 32
- * lanes keep in registers; thread i has the diagonal's number i. */
-template <int CELLS>
-DEVICE_CALL void eliminate(const team &t, int32_t n, double *matrix, double *inverse,
-                           double *right) {
-    double cell[CELLS], earth = 0, current = 0;
-    int32_t at[CELLS]; /* i << 16 | j; -1 = none */
-    int32_t warps = t.threads / 32, chunks = (n + 30) / 32, d = t.thread, stride = stride_of(n);
-#pragma unroll
-    for (int c = 0; c < CELLS; c++) {
-        int32_t item = t.thread / 32 + c * warps, pair = item / chunks, other = n - 1 - pair;
-        int32_t b = item % chunks * 32 + lane_index();
-        int32_t i = b < other ? pair : other, j = b < other ? pair + 1 + b : b + 1;
-        bool used = pair < (n + 1) / 2 && b < n - 1 && (b < other || other != pair);
-        at[c] = used ? i << 16 | j : -1;
-        cell[c] = used ? matrix[i * stride + j] : 0;
-    }
-    if (d < n) earth = matrix[d * stride + d];
-    if (d < n) current = right[d];
-    ROLLED
-    for (int32_t k = 0; k < n; k++) {
-        const double *row = matrix + k * stride;
-        double factor = 1 / pivot_of(row, k, n);
-#pragma unroll
-        for (int c = 0; c < CELLS; c++) {
-            int32_t i = at[c] >> 16, j = at[c] & 65535;
-            if (i <= k) continue;
-            cell[c] += row[i] * factor * row[j];
-            if (i == k + 1) matrix[i * stride + j] = cell[c];
-        }
-        if (d > k && d < n) {
-            earth += row[d] * factor * row[k];
-            current += row[d] * factor * right[k];
-        }
-        if (d == k) inverse[k] = factor;
-        if (d == k + 1 && d < n) {
-            matrix[d * stride + d] = earth;
-            right[d] = current;
-        }
-        team_barrier(&t);
-    }
-}
-
-/* Both directions by the team's first warp, lane l for ranks l, l + 32, ...; each turn waits for
- * the number of one rank only. */
-template <int SLOTS>
-DEVICE void eliminate_currents(int32_t n, const double *matrix, const double *inverse,
-                               double *right) {
-    int32_t lane = lane_index(), stride = stride_of(n);
-    double current[SLOTS];
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) current[s] = lane + 32 * s < n ? right[lane + 32 * s] : 0;
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) ROLLED
-    for (int32_t k = 32 * s; k < smaller(32 * s + 32, n); k++) {
-        double removed = shuffle(current[s], k & 31), factor = inverse[k];
-#pragma unroll
-        for (int c = s; c < SLOTS; c++) {
-            int32_t i = lane + 32 * c;
-            if (i > k && i < n) current[c] += matrix[k * stride + i] * factor * removed;
-        }
-    }
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++)
-        if (lane + 32 * s < n) right[lane + 32 * s] = current[s];
-    warp_barrier();
-}
-
-template <int SLOTS>
-DEVICE void substitute_back(int32_t n, const double *matrix, const double *inverse,
-                            const double *right, double *out) {
-    int32_t lane = lane_index(), stride = stride_of(n);
-    double value[SLOTS], own[SLOTS];
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++) {
-        int32_t i = smaller(lane + 32 * s, n - 1);
-        own[s] = inverse[i];
-        value[s] = right[i] * own[s];
-    }
-#pragma unroll
-    for (int s = SLOTS - 1; s >= 0; s--) ROLLED
-    for (int32_t k = smaller(32 * s + 31, n - 1); k >= 32 * s; k--) {
-        double found = shuffle(value[s], k & 31);
-#pragma unroll
-        for (int c = 0; c <= s; c++) {
-            int32_t i = lane + 32 * c;
-            if (i < k) value[c] += matrix[i * stride + k] * own[c] * found;
-        }
-    }
-#pragma unroll
-    for (int s = 0; s < SLOTS; s++)
-        if (lane + 32 * s < n) out[lane + 32 * s] = value[s];
-}
-
-/* out = the prices of the currents; `done` = their elimination is done. */
-template <int SLOTS>
-DEVICE_CALL void solve_network(int32_t n, const double *matrix, const double *inverse,
-                               double *right, double *out, bool done) {
-    if (!done) eliminate_currents<SLOTS>(n, matrix, inverse, right);
-    substitute_back<SLOTS>(n, matrix, inverse, right, out);
-}
+#include "cuda/ipm_matrix.cuh"
 
 typedef struct converge {
     const step *a;
@@ -208,9 +85,9 @@ DEVICE void solve_prices(const converge &v, double *out, bool done) {
     double *right = v.right + p->rank0;
     out += p->rank0;
     if (p->t.thread < 32) {
-        if (n <= 32) solve_network<1>(n, v.matrix, inverse, right, out, done);
-        else if (n <= 64) solve_network<2>(n, v.matrix, inverse, right, out, done);
-        else solve_network<4>(n, v.matrix, inverse, right, out, done);
+        if (n <= 32) solve_eliminated<network, 1>(n, v.matrix, inverse, right, out, done);
+        else if (n <= 64) solve_eliminated<network, 2>(n, v.matrix, inverse, right, out, done);
+        else solve_eliminated<network, 4>(n, v.matrix, inverse, right, out, done);
     }
     team_barrier(&p->t);
 }
@@ -221,8 +98,8 @@ DEVICE void find_prices(const converge &v) {
     build_network(v);
     int32_t first = p->rank0;
     if (p->ranks <= 64)
-        eliminate<4>(p->t, p->ranks, v.matrix, v.inverse + first, v.right + first);
-    else eliminate<16>(p->t, p->ranks, v.matrix, v.inverse + first, v.right + first);
+        eliminate<network, 4>(p->t, p->ranks, v.matrix, v.inverse + first, v.right + first);
+    else eliminate<network, 16>(p->t, p->ranks, v.matrix, v.inverse + first, v.right + first);
     solve_prices(v, v.price, true);
     ROLLED
     for (each_expert(i, p)) price_differences(v, v.expert[movable_of(*v.a, p, i)], false);

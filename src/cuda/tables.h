@@ -68,7 +68,7 @@ typedef struct lplb__cuda_header {
     int32_t widest_row;                  /* chunks */
     int32_t tag;                         /* of what ranks that share counts must have alike */
     int32_t largest_ranks, largest_rows; /* of a component: ranks; ranks and movable experts */
-    int32_t team_warps; /* that solve a component together, of LPLB__CUDA_IPM_WARPS */
+    int32_t team_warps[2]; /* that solve a component together, by its ranks and by its rows */
     int64_t total_speed;
 } lplb__cuda_header;
 
