@@ -46,6 +46,7 @@ typedef struct scene {
     int32_t leaves;     /* rank that does not run the last step; -1 = none */
     int32_t disagrees;  /* rank that plans with the even solver; -1 = none */
     int32_t graph;      /* nonzero: every step is a replay of the same graph */
+    int32_t local;      /* nonzero: tokens stay with their sources where they can */
     int64_t timeout_ns; /* 0 = default */
     meeting all;
     lplb_placement *placement;
@@ -122,6 +123,10 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
     CUDA(cudaStreamDestroy(stream));
 }
 
+static void ranks_of_sources(const scene *s, int32_t *rank) {
+    for (int32_t r = 0; r < s->ranks; r++) rank[r] = r % s->placement->ranks;
+}
+
 static void *act(void *argument) {
     actor *a = argument;
     lplb_cuda_comm *comm = NULL;
@@ -137,7 +142,12 @@ static void *act(void *argument) {
                                     .state = &a->m};
     a->created = lplb_cuda_comm_create(&config, &comm);
     if (a->created != LPLB_OK) return NULL;
+    int32_t rank[MOST_RANKS];
+    ranks_of_sources(a->s, rank);
     lplb_cuda_config options = {.struct_size = sizeof options,
+                                .sources = a->s->ranks,
+                                .source_rank = rank,
+                                .locality = a->s->local,
                                 .placement = a->s->placement,
                                 .solver = a->m.rank == a->s->disagrees ? LPLB_SOLVER_EVEN
                                                                        : LPLB_SOLVER_EXACT,
@@ -161,8 +171,8 @@ static void check_step(const scene *s, const actor *actors, int32_t step) {
     int64_t *split = calloc((size_t)hosts.offset[E], 8);
     int64_t *loads = calloc((size_t)s->placement->ranks, 8), slots[MOST_IDS];
     int32_t rank[MOST_RANKS];
+    ranks_of_sources(s, rank);
     for (int32_t r = 0; r < S; r++) {
-        rank[r] = r % s->placement->ranks;
         OK(lplb_count_experts(actors[r].ids[step], LPLB_INT64, actors[r].n[step], (int32_t)E, 1,
                               counts + r * E));
         for (int64_t e = 0; e < E; e++) tokens[e] += counts[r * E + e];
@@ -177,7 +187,7 @@ static void check_step(const scene *s, const actor *actors, int32_t step) {
     OK(lplb_plan_solve(planner, &input, &plan));
     for (int32_t r = 0; r < S; r++) {
         const actor *a = &actors[r];
-        OK(lplb_dispatch_prepare(dispatcher, counts, split, r, 0));
+        OK(lplb_dispatch_prepare(dispatcher, counts, split, r, s->local));
         OK(lplb_dispatch_map(dispatcher, a->ids[step], LPLB_INT64, a->n[step], slots, LPLB_INT64));
         for (int64_t i = 0; i < a->n[step]; i++)
             if (slots[i] != a->out[step][i]) {
@@ -266,6 +276,9 @@ static void test_peers(void) {
     scene graph = make_scene("cube8x2", 2, LPLB_CUDA_TRANSPORT_P2P);
     graph.graph = 1;
     play_well(graph);
+    scene local = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_P2P);
+    local.local = 1;
+    play_well(local);
 }
 
 /* A missing rank: the others get an error in time, valid ids, and a dead communicator. */
