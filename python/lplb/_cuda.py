@@ -188,14 +188,14 @@ class Step:
     """Balances one layer's ids for one source of S on one device.
 
     comm: ranks that share counts inside the step. group: torch group over whose ranks counts are
-    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, and
-    split: int64 [P], its plan by (expert, host), zeros behind, on the device.
+    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, and,
+    if wanted, split: int64 [P], its plan by (expert, host), zeros behind, on the device.
     """
 
     def __init__(self, placement: Placement, solver: str, device: int,
                  comm: DeviceComm | None, group: Any, source: int,
                  source_rank: Sequence[int] | None, node: Sequence[int] | None, locality: bool,
-                 n_sms: int, max_ids: int) -> None:
+                 n_sms: int, max_ids: int, keep_split: bool) -> None:
         import torch
 
         self.lib = library()
@@ -217,9 +217,11 @@ class Step:
         n = placement.n_logical_experts
         where = _tensor_device(device)
         self.counts = torch.zeros(n, dtype=torch.int64, device=where)
-        self.split = torch.zeros(placement.slots, dtype=torch.int64, device=where)
-        self._problem = Problem(struct_size=ctypes.sizeof(Problem), counts=self.counts.data_ptr(),
-                                split=self.split.data_ptr())
+        self._problem = Problem(struct_size=ctypes.sizeof(Problem), counts=self.counts.data_ptr())
+        self.split = None
+        if keep_split:
+            self.split = torch.zeros(placement.slots, dtype=torch.int64, device=where)
+            self._problem.split = self.split.data_ptr()
         if group is not None:
             self._own = torch.zeros(n, dtype=torch.int64, device=where)
             self._all = torch.zeros((sources, n), dtype=torch.int64, device=where)
@@ -254,7 +256,8 @@ class Step:
     def update(self, placement: Placement) -> None:
         """Another placement of the same size, from here on in the stream; also in graphs."""
         self.placement = placement
-        self.split.zero_()  # it may have fewer hosts
+        if self.split is not None:
+            self.split.zero_()  # it may have fewer hosts
         stream = current_stream(self.device)
         for handle in self._handles:
             check(self.lib.lplb_cuda_planner_update(handle, ctypes.cast(placement._handle,
@@ -273,7 +276,7 @@ class Step:
             out = self._empty_like(idx)
             view.out_dtype = code
         elif out.is_contiguous() and out.shape == idx.shape and out.device == idx.device:
-            view.out_dtype = Ids(out, "out").dtype
+            view.out_dtype = self._dtypes.get(out.dtype) or Ids(out, "out").dtype
         else:
             raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
         view.ids, view.ids_dtype, view.n, view.out = idx.data_ptr(), code, n, out.data_ptr()

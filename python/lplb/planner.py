@@ -163,6 +163,7 @@ class Planner:
         self._rank, self._transport, self._timeout = rank, transport, timeout
         self._threads, self._max_ids = threads, max_ids
         self.deep_ep_initialized = False
+        self.keep_split = False
         self._comm: Communicator | None = None
         self._step: _cpu.Step | None = None
         self._device_steps: dict[tuple, _cuda.Step] = {}
@@ -373,7 +374,7 @@ class Planner:
             step = _cuda.Step(self._placement if placement is None else placement, self.solver,
                               device, comm, group, 0 if shared is None else self.ep_group.rank(),
                               ranks, self._node, locality, n_sms or 0,
-                              max(n, self._max_ids, 1 << 16))
+                              max(n, self._max_ids, 1 << 16), self.keep_split)
             self._device_steps[key] = step
         return step
 
@@ -479,11 +480,14 @@ class Planner:
         """Tokens of every (expert, host) in the last `run`, int64, in the order of `Plan.split`.
 
         For GPU ids a tensor [P] on the GPU, zero behind the last host, that the next `run`
-        overwrites; nothing waits. For CPU ids a copy.
+        overwrites, and nothing waits; set `planner.keep_split = True` before the first run. For
+        CPU ids a copy.
         """
-        if isinstance(self._last, _cuda.Step):
-            return self._last.split
-        return self.last_plan.split
+        if not isinstance(self._last, _cuda.Step):
+            return self.last_plan.split
+        if self._last.split is None:
+            raise c.bad("set planner.keep_split = True before the first run", c.STATE)
+        return self._last.split
 
     def plan(self, workload: Array) -> Plan:
         """The plan for given counts [E] of all ranks together, without mapping ids."""

@@ -68,46 +68,63 @@ DEVICE_CALL void stop_sharing(const step &a, lplb_status status, int64_t detail)
         store_peer_word(a.peers.target[p] + stopped_words(a) + a.peers.local, 1);
 }
 
-/* Polls one word of a source, after the first look. On failure 0. */
-DEVICE_CALL uint32_t await_peer(const step &a, const uint64_t *word, uint64_t turn,
-                                int32_t source) {
-    const uint64_t *stopped = a.peers.words + stopped_words(a) + source % a.peers.ranks;
-    uint64_t start = clock_ns();
-    ROLLED
-    for (;;) {
-        spin_pause();
-        uint64_t gone = load_peer_word(stopped), value = load_peer_word(word);
-        if ((uint32_t)(value >> 32) == (uint32_t)turn) return (uint32_t)value;
-        bool late = clock_ns() - start > a.peers.timeout_ns;
-        if (!gone && !late) continue;
-        value = load_peer_word(word); /* pushed before it stopped, perhaps */
-        if ((uint32_t)(value >> 32) == (uint32_t)turn) return (uint32_t)value;
-        stop_sharing(a, gone ? LPLB_REMOTE : LPLB_TIMEOUT, gone ? source : source + 1);
-        return 0;
-    }
+/* A thread's patience with words that are not there yet. */
+typedef struct patience {
+    uint64_t since; /* 0: it has not waited long */
+    int32_t looks;
+    bool over; /* the next look is the last: the word may have come just before */
+} patience;
+
+/* Before another look at the words; false: `source`, of which one is missing, will not send it. */
+DEVICE_CALL bool look_again(const step &a, int32_t source, patience *p) {
+    enum { LOOKS = 16 }; /* at the words for one at what else may have happened */
+    spin_pause();
+    if (!p->over && ++p->looks % LOOKS) return true;
+    if (p->since == 0) p->since = clock_ns();
+    uint64_t gone = load_peer_word(a.peers.words + stopped_words(a) + source % a.peers.ranks);
+    bool late = clock_ns() - p->since > a.peers.timeout_ns;
+    if (!gone && !late) return true;
+    if (!p->over) return p->over = true;
+    stop_sharing(a, gone ? LPLB_REMOTE : LPLB_TIMEOUT, gone ? source : source + 1);
+    return false;
 }
 
-/* Sums up the sources' words of an expert: tokens and before. */
+DEVICE bool is_of_turn(uint64_t word, uint64_t turn) {
+    return (uint32_t)(word >> 32) == (uint32_t)turn;
+}
+
+/* Sums up the sources' words of an expert: tokens and before. All words that are missing are asked
+ * for at a time: each look takes as long as memory does. */
 DEVICE void take_words(const step &a, uint64_t turn, int32_t e) {
     enum { AT_ONCE = 8 };
     int64_t total = 0, earlier = 0;
     uint64_t word[AT_ONCE];
+    patience waited = {0, 0, false};
     int32_t stride = a.peers.row_words;
     const uint64_t *row = a.peers.words + words_of_turn(a, turn) + LPLB__CUDA_ROW_HEAD + e;
+    uint64_t own = peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
+    uint64_t missing_yet = peer_word(turn + 1, 0);
     ROLLED
     for (int32_t first = 0; first < a.sources; first += AT_ONCE) {
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (first + k < a.sources) word[k] = load_peer_word(row + (first + k) * stride);
+        for (int k = 0; k < AT_ONCE; k++) word[k] = first + k == a.source ? own : missing_yet;
+        ROLLED
+        for (;;) {
+            int32_t missing = -1;
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (first + k < a.sources && !is_of_turn(word[k], turn))
+                    word[k] = load_peer_word(row + (first + k) * stride);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (first + k < a.sources && !is_of_turn(word[k], turn)) missing = first + k;
+            if (missing < 0 || !look_again(a, missing, &waited)) break;
+        }
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            int32_t s = first + k;
-            if (s >= a.sources) break;
-            uint32_t count = (uint32_t)word[k];
-            if ((uint32_t)(word[k] >> 32) != (uint32_t)turn)
-                count = await_peer(a, row + s * stride, turn, s);
-            if (s < a.source) earlier += count;
-            total += count;
+            if (first + k >= a.sources) break;
+            if (first + k < a.source) earlier += (uint32_t)word[k];
+            total += (uint32_t)word[k];
         }
     }
     shared_array(a, tokens, int64_t)[e] = total;
@@ -117,13 +134,14 @@ DEVICE void take_words(const step &a, uint64_t turn, int32_t e) {
 /* Whether a source plans for the same thing. */
 DEVICE void check_tag(const step &a, uint64_t turn, int32_t source) {
     const uint64_t *word = a.peers.words + words_of_turn(a, turn) + source * a.peers.row_words;
+    patience waited = {0, 0, false};
     uint64_t value = load_peer_word(word);
-    uint32_t own = (uint32_t)header_of(a)->tag, tag = (uint32_t)value;
-    if ((uint32_t)(value >> 32) != (uint32_t)turn) {
-        tag = await_peer(a, word, turn, source);
-        if (state_of(a)->failed) return;
+    ROLLED
+    while (!is_of_turn(value, turn)) {
+        if (!look_again(a, source, &waited)) return;
+        value = load_peer_word(word);
     }
-    if (tag == own) return;
+    if ((uint32_t)value == (uint32_t)header_of(a)->tag) return;
     report_error(a, LPLB_DISAGREE, source);
     state_of(a)->failed = 1;
 }

@@ -37,7 +37,7 @@ DEVICE void begin_ids(const step &a, const id_range &range, uint64_t *raw) {
 }
 
 /* The warps that plan: tables, gathered counts, everything else that starts from zero. */
-DEVICE void begin_plan(const step &a) {
+DEVICE void begin_plan(const step &a, uint64_t turn) {
     int32_t t = thread_index(), threads = a.solver_warps * 32;
     int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
     int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
@@ -53,7 +53,7 @@ DEVICE void begin_plan(const step &a) {
     block_state *state = state_of(a);
     state->narrow = 1;
     state->bound_denominator = 1;
-    if (shares_with_peers(a)) state->turn = next_turn(a);
+    state->turn = turn;
     if (a.reuse) state->cached = a.memory->cached;
     if (a.reuse) state->current = a.memory->current;
 }
@@ -187,7 +187,8 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     cluster_arrive();
     id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
-    if (range.warp < 0) begin_plan(a);
+    uint64_t turn = range.warp < 0 && shares_with_peers(a) ? next_turn(a) : 0; /* sent for early */
+    if (range.warp < 0) begin_plan(a, turn);
     else begin_ids(a, range, raw);
     block_barrier();
     stamp(a, 1);

@@ -65,12 +65,14 @@ def test_run_is_that_of_the_cpu(device, dtype):
     ids = skewed_ids(rng, (500, 3), 64)
     gpu = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
     cpu = lplb.Planner(CUBE, 80, 64, 8)
+    gpu.keep_split = True
     counter = torch.zeros(1, dtype=torch.int64)
     assert gpu.last_status is None
     out = gpu.run(torch.from_numpy(ids).to(dtype), counter, 100)
     assert out.dtype == dtype and (out.numpy() == cpu.run(ids)).all()
     assert gpu.last_status == lplb.Status("optimal") and counter.item() == 1
     assert (gpu.last_plan.split == cpu.last_plan.split).all()
+    assert (gpu.last_split().numpy()[:len(cpu.last_split())] == cpu.last_split()).all()
     target = torch.empty(ids.shape, dtype=torch.int32)
     assert gpu.run(torch.from_numpy(ids), out=target) is target and (target == out).all()
     assert (gpu.run(torch.from_numpy(ids).t().contiguous().t()) == out).all()
@@ -117,6 +119,8 @@ def test_errors_found_on_the_device(device):
     assert status.outcome == "failed" and status.error.status == _library.RANGE
     planner.run(torch.zeros(4, dtype=torch.int64))
     assert planner.last_status.ok
+    with pytest.raises(lplb.InputError, match="keep_split"):
+        planner.last_split()
 
 
 @pytest.mark.parametrize("redundant", [2, 4])
