@@ -128,6 +128,11 @@ void experts_destroy(experts *x) {
     lplb__free(x);
 }
 
+void experts_clear_times(experts *x) {
+    x->plan_seconds = x->expert_cpu_seconds = x->dispatch_seconds = x->comm_seconds = 0;
+    x->comm_bytes = x->moved_tokens = 0;
+}
+
 lplb_status expert_tape_create(const experts *x, expert_tape *tape) {
     int64_t G = x->group->size;
     *tape = (expert_tape){0};
@@ -167,11 +172,14 @@ static lplb_status choose_slots(experts *x, int32_t layer, const int32_t *kept, 
     double start = now(CLOCK_MONOTONIC);
     lplb_plan_input input = {x->tokens, NULL, x->locality ? x->all_counts : NULL};
     LPLB_TRY(lplb_plan_solve(x->maps[layer].planner, &input, plan));
-    x->plan_seconds += now(CLOCK_MONOTONIC) - start;
+    double planned = now(CLOCK_MONOTONIC);
     LPLB_TRY(lplb_dispatch_prepare(x->maps[layer].dispatcher, x->all_counts, plan->split,
                                    x->group->rank, x->locality));
-    return lplb_dispatch_map(x->maps[layer].dispatcher, kept, LPLB_INT32, copies, tape->position,
-                             LPLB_INT32);
+    LPLB_TRY(lplb_dispatch_map(x->maps[layer].dispatcher, kept, LPLB_INT32, copies, tape->position,
+                               LPLB_INT32));
+    x->plan_seconds += planned - start;
+    x->dispatch_seconds += now(CLOCK_MONOTONIC) - planned;
+    return LPLB_OK;
 }
 
 /* From slots to rows in send order (by slot, then token), and how many rows go and come. */
@@ -230,12 +238,24 @@ static void regroup(const experts *x, const expert_tape *tape, real *by_slot, re
     }
 }
 
+/* Rows of D numbers between the ranks, timed: waiting for slower ranks counts. */
+static lplb_status exchange(experts *x, const real *send, const int64_t *sent, real *recv,
+                            const int64_t *received) {
+    int64_t row_bytes = x->config->width * (int64_t)sizeof(real), rows = 0;
+    double start = now(CLOCK_MONOTONIC);
+    LPLB_TRY(x->group->table->all_to_all_rows(x->group, send, sent, recv, received, row_bytes));
+    x->comm_seconds += now(CLOCK_MONOTONIC) - start;
+    for (int r = 0; r < x->group->size; r++)
+        if (r != x->group->rank) rows += sent[r] + received[r];
+    x->comm_bytes += rows * row_bytes;
+    return LPLB_OK;
+}
+
 /* x->send (send order) to rows by slot. */
 static lplb_status send_rows(experts *x, const expert_tape *tape, real *by_slot) {
     int64_t D = x->config->width;
     LPLB_TRY(buffer_need(&x->recv, tape->rows * D));
-    LPLB_TRY(x->group->table->all_to_all_rows(x->group, x->send.data, tape->send_rows, x->recv.data,
-                                              tape->recv_rows, D * (int64_t)sizeof(real)));
+    LPLB_TRY(exchange(x, x->send.data, tape->send_rows, x->recv.data, tape->recv_rows));
     regroup(x, tape, by_slot, x->recv.data, true);
     return LPLB_OK;
 }
@@ -245,8 +265,7 @@ static lplb_status return_rows(experts *x, const expert_tape *tape, real *by_slo
     int64_t D = x->config->width;
     LPLB_TRY(buffer_need(&x->recv, tape->rows * D));
     regroup(x, tape, by_slot, x->recv.data, false);
-    return x->group->table->all_to_all_rows(x->group, x->recv.data, tape->recv_rows, out,
-                                            tape->send_rows, D * (int64_t)sizeof(real));
+    return exchange(x, x->recv.data, tape->recv_rows, out, tape->send_rows);
 }
 
 /* ---- forward ---- */
@@ -291,6 +310,7 @@ lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int
     LPLB_TRY(need_positions(tape, N * K));
     LPLB_TRY(choose_slots(x, layer, kept, N * K, tape));
     LPLB_TRY(order_rows(x, N * K, tape));
+    x->moved_tokens += tape->copies - tape->send_rows[x->group->rank];
     LPLB_TRY(buffer_need(&x->send, tape->copies * D));
     LPLB_TRY(buffer_need(&tape->input, tape->rows * D));
     LPLB_TRY(buffer_need(&tape->output, tape->copies * D));

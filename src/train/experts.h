@@ -42,7 +42,10 @@ typedef struct experts {
     lplb_plan *plan;      /* [moe_layers] loads within */
     int64_t *plan_loads;  /* [moe_layers][ranks] planned tokens */
     int64_t *plain_loads; /* [moe_layers][ranks] what contiguous placement would give */
-    double plan_seconds, expert_cpu_seconds; /* summed since the caller cleared them */
+    /* summed since experts_clear_times */
+    double plan_seconds, expert_cpu_seconds;
+    double dispatch_seconds, comm_seconds;
+    int64_t comm_bytes, moved_tokens; /* to and from other ranks; selections served there */
 } experts;
 
 typedef struct expert_tape {
@@ -72,6 +75,8 @@ lplb_status expert_maps_create(const experts *x, const lplb_placement *placement
 void expert_maps_destroy(expert_maps *maps);
 void experts_use_maps(experts *x, int32_t layer, const int32_t *physical_to_logical,
                       expert_maps *maps);
+
+void experts_clear_times(experts *x);
 
 /* out[N][D] += sum over k of gate[n][k] * expert(x[n]); kept[N][K] experts or -1. */
 lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int32_t *kept,

@@ -97,6 +97,15 @@ static const option_entry entries[] = {
     {"run", "generate-bytes", KIND_INT64, AT(generate_bytes), 0, NULL, "bytes to generate"},
     {"run", "temperature", KIND_REAL, AT(temperature), 0, NULL, "of generation, 0 = most likely"},
     {"run", "log", KIND_TEXT, AT(log), PATH_BYTES, NULL, "JSON lines, one a step"},
+    {"run", "metrics-port", KIND_INT32, AT(metrics_port), 0, NULL,
+     "serve figures over HTTP here (lplb top), 0 = any free port, -1 = no"},
+    {"run", "metrics-address", KIND_TEXT, AT(metrics_address),
+     sizeof((run_options *)0)->metrics_address, NULL,
+     "numeric; who can reach it can read the figures"},
+    {"run", "event-log", KIND_TEXT, AT(event_log), PATH_BYTES, NULL,
+     "append what the manager decides, JSON lines"},
+    {"run", "chrome-trace", KIND_TEXT, AT(chrome_trace), PATH_BYTES, NULL,
+     "write rank 0's phases for chrome://tracing or Perfetto"},
     {"run", "json", KIND_FLAG, AT(json), 0, NULL, "print the summary as one JSON document"},
 };
 enum { ENTRIES = sizeof entries / sizeof *entries };
@@ -107,7 +116,9 @@ void run_options_default(run_options *o) {
                        .validate_sequences = 64,
                        .solver = "exact",
                        .generate_bytes = 400,
-                       .temperature = 0.8};
+                       .temperature = 0.8,
+                       .metrics_port = -1,
+                       .metrics_address = "127.0.0.1"};
     trainer_config_default(&o->trainer);
     o->trainer.rebalance_every = 50;
 }
@@ -300,6 +311,9 @@ lplb_status run_options_check(run_options *o) {
     if (t->rebalance_every < 0 || o->checkpoint_every < 0 || o->validate_every < 0 ||
         o->validate_sequences < 1 || o->generate_bytes < 1 || !(o->temperature >= 0))
         return LPLB_FAIL(LPLB_INVALID, "numbers of steps, sequences and bytes cannot be negative");
+    if (o->metrics_port < -1 || o->metrics_port > 65535)
+        return LPLB_FAIL(LPLB_INVALID, "metrics-port is %d, must be in [-1, 65535]",
+                         o->metrics_port);
     if (*o->generate && !*o->checkpoint)
         return LPLB_FAIL(LPLB_INVALID, "--generate needs --checkpoint FOLDER to take weights from");
     if (o->resume && !*o->checkpoint)

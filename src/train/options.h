@@ -24,7 +24,10 @@ typedef struct run_options {
     int64_t generate_bytes;
     double temperature;
     char log[PATH_BYTES]; /* JSON lines, one a step */
-    int32_t json;         /* summary as JSON on stdout */
+    int32_t metrics_port; /* HTTP on rank 0, 0 = any free one, -1 = none */
+    char metrics_address[64];
+    char event_log[PATH_BYTES], chrome_trace[PATH_BYTES];
+    int32_t json; /* summary as JSON on stdout */
 } run_options;
 
 void run_options_default(run_options *o);

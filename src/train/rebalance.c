@@ -42,12 +42,12 @@ static void discard(void *user, int32_t layer) {
 static lplb_status place_topology(void *user, const lplb_place_config *config, const int64_t *load,
                                   int64_t samples, int32_t layers, int32_t n_experts,
                                   const double *weight_of_sample, lplb_placement **out) {
-    (void)user;
+    const balancer *b = user;
     lplb_place_config own = {.struct_size = sizeof own,
                              .algorithm = LPLB_PLACE_TOPOLOGY,
                              .ranks = config->ranks,
                              .slots = config->slots,
-                             .seed = config->seed,
+                             .seed = b->config.seed, /* the same topology again: fewer moves */
                              .threads = config->threads};
     return lplb_place(&own, load, samples, layers, n_experts, weight_of_sample, out);
 }
@@ -143,6 +143,12 @@ void balancer_destroy(balancer *b) {
     mover_destroy(b->mover);
     lplb__free(b->votes);
     lplb__free(b);
+}
+
+void balancer_abandon(balancer *b) {
+    if (!b) return;
+    lplb_manager_destroy(b->manager);
+    b->manager = NULL;
 }
 
 /* ---- in the loop ---- */

@@ -32,6 +32,9 @@ lplb_status balancer_create(const balance_config *config, model *m, optimizer *o
 /* Not while the mover is at work: balancer_settle. */
 void balancer_destroy(balancer *b);
 
+/* Of a run that failed: ends what reports to the monitor and leaves the rest. */
+void balancer_abandon(balancer *b);
+
 /* In a step, after the gradients are summed, and after the optimizer. b may be NULL. */
 lplb_status balancer_gradients(balancer *b);
 lplb_status balancer_update(balancer *b, int64_t step, double scale);

@@ -12,6 +12,7 @@
 #include "train/generate.h"
 #include "train/record.h"
 #include "train/text.h"
+#include "train/watch.h"
 
 enum { RECORD_MOST_TOKENS = 4 << 20 };
 
@@ -26,6 +27,7 @@ typedef struct run {
     lplb__group *world;
     corpus text, held_out;
     trainer *trainer;
+    lplb_monitor *monitor; /* of rank 0, if asked for */
     recorder recorder;
     FILE *log; /* JSON lines, rank 0 */
     totals sum;
@@ -75,8 +77,11 @@ static void print_step(const run *r, const step_report *s) {
         fflush(stdout);
     }
     if (r->terminal)
-        fprintf(stderr, "\r\033[Kstep %lld of %lld, loss %.4f, %.0f tokens/s",
-                (long long)s->step + 1, (long long)steps, s->loss, rate);
+        fprintf(stderr,
+                "\r\033[Kstep %lld of %lld, loss %.4f, %.0f tokens/s, imbalance %.3f -> %.3f, plan "
+                "%.1f us",
+                (long long)s->step + 1, (long long)steps, s->loss, rate, s->imbalance_before,
+                s->imbalance_after, s->plan_us);
 }
 
 /* validated: r->validation is of this step. */
@@ -131,11 +136,20 @@ static lplb_status print_summary(const run *r) {
 /* ---- the run ---- */
 
 static lplb_status validate(run *r) {
+    int64_t begin = lplb_range_begin("validate");
     LPLB_TRY(
         trainer_evaluate(r->trainer, &r->held_out, r->options->validate_sequences, &r->validation));
+    lplb_range_end(r->monitor, "validate", 0, begin);
     clear_progress(r);
     if (r->leader && !r->options->json)
         printf("%6lld %8.4f on held-out text\n", (long long)r->trainer->step, r->validation);
+    return LPLB_OK;
+}
+
+static lplb_status save(run *r) {
+    int64_t begin = lplb_range_begin("checkpoint");
+    LPLB_TRY(checkpoint_save(r->trainer, r->options->checkpoint));
+    lplb_range_end(r->monitor, "checkpoint", 0, begin);
     return LPLB_OK;
 }
 
@@ -169,6 +183,7 @@ static lplb_status train_all(run *r) {
         step_report s;
         LPLB_TRY(trainer_step(t, &s));
         add_up(&r->sum, &s);
+        LPLB_TRY(watch_step(r->monitor, t, &s));
         print_step(r, &s);
         bool last = t->step == o->trainer.optimizer.steps;
         bool validating = (last || (o->validate_every && t->step % o->validate_every == 0)) &&
@@ -176,7 +191,7 @@ static lplb_status train_all(run *r) {
         if (validating) LPLB_TRY(validate(r));
         log_step(r, &s, validating);
         if (*o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0)))
-            LPLB_TRY(checkpoint_save(t, o->checkpoint));
+            LPLB_TRY(save(r));
     }
     count_moves(r, 1);
     return LPLB_OK;
@@ -234,7 +249,10 @@ static lplb_status open_run(run *r) {
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
     LPLB_TRY(share_text(r));
-    LPLB_TRY(trainer_create(&o->trainer, r->world, &r->text, &r->trainer));
+    trainer_config config = o->trainer;
+    if (!*o->generate) LPLB_TRY(watch_open(o, r->world, &r->monitor));
+    config.monitor = r->monitor;
+    LPLB_TRY(trainer_create(&config, r->world, &r->text, &r->trainer));
     if (o->resume || *o->generate) {
         LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
         if (latest < 0 && *o->generate)
@@ -248,6 +266,7 @@ static lplb_status open_run(run *r) {
 
 static void close_run(run *r) {
     trainer_destroy(r->trainer);
+    lplb_monitor_destroy(r->monitor);
     corpus_destroy(&r->text);
     corpus_destroy(&r->held_out);
     if (r->log) fclose(r->log);

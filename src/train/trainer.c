@@ -4,6 +4,8 @@
 
 #include "base/clock.h"
 
+enum { PHASE_LANE = 0 }; /* of rank 0's trace; the manager's worker has its own */
+
 void trainer_config_default(trainer_config *c) {
     *c = (trainer_config){
         .global_batch = 16, .micro_batch = 2, .overlap = 1, .bucket_items = 1 << 18, .seed = 1};
@@ -79,7 +81,10 @@ void trainer_destroy(trainer *t) {
     if (!t) return;
     /* After a failure other ranks may still send to and read from what is here: it stays until the
      * process ends, which it is about to. */
-    if (t->failed) return;
+    if (t->failed) {
+        balancer_abandon(t->balancer);
+        return;
+    }
     balancer_settle(t->balancer);
     balancer_destroy(t->balancer);
     reducer_destroy(t->reducer);
@@ -134,11 +139,15 @@ static lplb_status run_micro_batches(trainer *t, const batch *whole, losses *sum
         b.token = t->token + at;
         b.target = t->target + at;
         b.first = t->first + at;
+        int64_t begin = lplb_range_begin("forward");
         LPLB_TRY(model_forward(t->model, &b, &own));
+        lplb_range_end(t->config.monitor, "forward", PHASE_LANE, begin);
         add_imbalance(t, report);
         if (t->after_forward) LPLB_TRY(t->after_forward(t, &b, t->after_forward_user));
         if (i == n - 1) reducer_begin(t->reducer);
+        begin = lplb_range_begin("backward");
         LPLB_TRY(model_backward(t->model, &b));
+        lplb_range_end(t->config.monitor, "backward", PHASE_LANE, begin);
         sum->cross_entropy += own.cross_entropy;
         sum->balance += own.balance;
         sum->z += own.z;
@@ -185,6 +194,26 @@ static lplb_status use_counts(trainer *t) {
     return balancer_step(t->balancer, t->step, m->step_count);
 }
 
+static lplb_status sum_gradients(trainer *t, step_report *report) {
+    int64_t begin = lplb_range_begin("sum gradients");
+    LPLB_TRY(reducer_finish(t->reducer));
+    LPLB_TRY(balancer_gradients(t->balancer));
+    LPLB_TRY(optimizer_norm(t->model, &t->grid, &report->grad_norm));
+    lplb_range_end(t->config.monitor, "sum gradients", PHASE_LANE, begin);
+    return LPLB_OK;
+}
+
+static lplb_status update_weights(trainer *t, step_report *report) {
+    int64_t begin = lplb_range_begin("optimizer");
+    double clip = t->config.optimizer.clip, scale = 1;
+    if (clip > 0 && report->grad_norm > clip) scale = clip / report->grad_norm;
+    report->rate = learning_rate(&t->config.optimizer, t->step);
+    optimizer_step(t->optimizer, t->model, t->step, scale);
+    LPLB_TRY(balancer_update(t->balancer, t->step, scale));
+    lplb_range_end(t->config.monitor, "optimizer", PHASE_LANE, begin);
+    return LPLB_OK;
+}
+
 static lplb_status take_step(trainer *t, step_report *report) {
     int64_t start = lplb__now_ns(), counted = read_batch(t);
     *report = (step_report){.step = t->step};
@@ -193,22 +222,16 @@ static lplb_status take_step(trainer *t, step_report *report) {
                    .routed = (double)(t->config.global_batch * t->config.model.context)};
     losses sum = {0};
     model_zero_gradients(t->model);
-    t->model->experts->plan_seconds = t->model->experts->expert_cpu_seconds = 0;
+    experts_clear_times(t->model->experts);
     LPLB_TRY(run_micro_batches(t, &whole, &sum, report));
     LPLB_TRY(finish_report(t, &whole, &sum, report));
-    LPLB_TRY(reducer_finish(t->reducer));
-    LPLB_TRY(balancer_gradients(t->balancer));
-    LPLB_TRY(optimizer_norm(t->model, &t->grid, &report->grad_norm));
+    LPLB_TRY(sum_gradients(t, report));
     if (!isfinite(report->loss) || !isfinite(report->grad_norm))
         return LPLB_FAIL(LPLB_CHECK_FAILED,
                          "step %lld: loss %g, gradient norm %g; lower the learning rate or resume "
                          "from a checkpoint",
                          (long long)t->step, report->loss, report->grad_norm);
-    double clip = t->config.optimizer.clip, scale = 1;
-    if (clip > 0 && report->grad_norm > clip) scale = clip / report->grad_norm;
-    report->rate = learning_rate(&t->config.optimizer, t->step);
-    optimizer_step(t->optimizer, t->model, t->step, scale);
-    LPLB_TRY(balancer_update(t->balancer, t->step, scale));
+    LPLB_TRY(update_weights(t, report));
     LPLB_TRY(use_counts(t));
     t->step++;
     report->seconds = (double)(lplb__now_ns() - start) * 1e-9;
@@ -216,7 +239,9 @@ static lplb_status take_step(trainer *t, step_report *report) {
 }
 
 lplb_status trainer_step(trainer *t, step_report *report) {
+    int64_t begin = lplb_range_begin("step");
     lplb_status status = take_step(t, report);
+    lplb_range_end(t->config.monitor, "step", PHASE_LANE, begin);
     t->failed = status != LPLB_OK;
     return status;
 }

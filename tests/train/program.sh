@@ -38,6 +38,13 @@ printf 'model:\n  layer: 3\n' >bad.yaml
 expect 2 "line 2, column 3" --config bad.yaml
 expect 2 "text is kjv" --ranks 2 --text absent.txt
 expect 2 "do not divide over 3 ranks" --ranks 3 $small --global-batch 6
+expect 2 "does not divide over 4 ranks" --ranks 4 $small --global-batch 6
+expect 2 "do not divide into micro-batches" --ranks 2 $small --micro-batch 3
+expect 2 "3 expert-parallel ranks do not divide 4" --ranks 4 $small --expert-ranks 3
+expect 2 "must divide model.heads" $small --heads 4 --kv-heads 3
+printf 'balance:\n  redundant: 1\n  mode: none\n' >bad.yaml
+expect 2 "with mode none" --ranks 2 --config bad.yaml $small
+expect 2 "cannot\|in use\|port" --ranks 2 $small --metrics-port 9 --metrics-address 203.0.113.1
 expect 2 "a shorter context" --ranks 2 $small --context 100000 --global-batch 2 --micro-batch 1
 expect 2 "no default topology" --ranks 2 $small --mode lplb --redundant 2
 expect 2 "no checkpoint" $small --checkpoint absent --generate line
@@ -45,8 +52,13 @@ expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
 
 run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"
-"$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --json >json ||
-    failed=1
+"$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --event-log events \
+    --chrome-trace phases --json >json || failed=1
+grep -q '"event":"adopt"' events || { cat events; failed=1; }
+for phase in forward backward 'sum gradients' optimizer checkpoint 'lplb step'; do
+    grep -q "\"name\":\"$phase\"" phases || { echo "no phase $phase"; failed=1; }
+done
+tail -n 1 phases | grep -q ']' || { echo "the trace is not complete"; failed=1; }
 grep -q '"schema":"lplb.train/1","steps":10' json || { cat json; failed=1; }
 [ "$(wc -l <log)" = 10 ] || failed=1
 "$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --policy none --policy lplb \
@@ -56,4 +68,33 @@ grep -q '"policy": *"lplb"' replayed || failed=1
 grep -q '"steps":2,"step":12' json || { cat json; failed=1; }
 "$lplb" train $small --checkpoint ck --generate "line 1" --generate-bytes 20 >text || failed=1
 grep -q '^line 1' text || failed=1
+
+# a loss that is no number ends the run but not its checkpoints
+cksum ck/* >before
+expect 1 "lower the learning rate" $run --steps 80 --resume --rate 1e30 --min-rate 0 --clip 0
+cksum ck/* | cmp -s - before || { echo "a failed run has changed its checkpoints"; failed=1; }
+
+# ranks that were given different options: one of them says so
+mpi="mpirun --allow-run-as-root --oversubscribe"
+$mpi -np 1 "${lplb}-train" $small --steps 3 : -np 1 "${lplb}-train" $small --steps 4 >out 2>err
+got=$?
+if [ $got != 2 ] || [ "$(grep -c '^lplb train: .*other options than rank 0' err)" != 1 ]; then
+    echo "ranks that disagree: exit $got"
+    cat err
+    failed=1
+fi
+
+# lplb top on a running training
+"$lplb" train --ranks 2 $small --steps 150 --mode eplb --redundant 1 --rebalance-every 5 \
+    --metrics-port 0 >out 2>err &
+i=0
+until grep -q 'rebalance .* adopted' top 2>/dev/null; do
+    i=$((i + 1))
+    [ $i -gt 300 ] && { echo "no figures to be had:"; cat err; failed=1; break; }
+    sleep 0.1
+    port=$(sed -n 's/.*lplb top \([0-9]*\)$/\1/p' err)
+    [ -n "$port" ] && "$lplb" top --once "$port" >top 2>&1
+done
+wait $! || { cat err; failed=1; }
+grep -q 'lplb train: step' top || { cat top; failed=1; }
 exit $failed
