@@ -101,6 +101,7 @@ def measure(runner, ranks, gpus, options):
     small = options.quick
     form = "CPUs" if cpu else "GPUs" if alone else f"{ranks} processes on {gpus} GPUs"
     sections = ["equal", "step"] + (["layer", "hot"] if cpu or alone else [])
+    sections += ["late"] if ranks > 1 else []
     runner.run(form, ranks, sections, 400, cpu=cpu, steps=steps, small=small)
     if ranks > 1:
         for transport in ["shm"] if cpu else ["p2p", "nccl"] if alone else ["p2p"]:
@@ -158,6 +159,11 @@ def markdown(records, machine):
                            f"{x['tokens']} tokens a rank, {x['experts']} experts, hidden "
                            f"{x['hidden']}, inner {x['inner']}",
                            ["case", "imbalance", "ms", "share of the possible gain"], rows)
+    rows = [[r["form"], r["ranks"], x["transport"], ", ".join(x["outcomes"]),
+             ", ".join(x["after"])]
+            for r in of_section(records, "late") for x in r.get("result", [])]
+    lines += table("The last rank later than the timeout, then a new communicator",
+                   ["form", "ranks", "transport", "outcomes by rank", "afterwards"], rows)
     rows = [[r["form"], r["rank"], r["transport"], r["outcome"], r["error"], r["ids_valid"],
              r["timeout"], r["seconds"]] for r in of_section(records, "killed")]
     lines += table("A rank killed in mid-run, as the others see it",

@@ -240,8 +240,9 @@ class Planner:
                         "Communicator instead", c.STATE)
         if self._comm is not None:
             self._comm.close()
-        self._join(self.ep_group, self._nodes)
+        self._last = None  # what it refers to goes first
         self._step, self._device_steps, self._device_comms = None, {}, {}
+        self._join(self.ep_group, self._nodes)
 
     @property
     def transport(self) -> str | None:

@@ -76,14 +76,19 @@ lplb_status lplb__cuda_peers_open(lplb_cuda_comm *comm, const lplb__cuda_card *c
     return LPLB_OK;
 }
 
-/* Not for a rank that failed: the others' processes may be gone, and with them their memory. */
+/* To those that have not left themselves, for they may have freed their memory since. */
 static void tell_that_we_leave(const lplb_cuda_comm *comm) {
     const uint64_t one = 1;
-    int64_t at = (int64_t)2 * comm->config.ranks * comm->peers.row_words + comm->local;
+    uint64_t stopped[LPLB__CUDA_MAX_PEERS];
+    int64_t at = (int64_t)2 * comm->config.ranks * comm->peers.row_words;
+    if (cudaMemcpyAsync(stopped, comm->peers.words + at, sizeof stopped, cudaMemcpyDeviceToHost,
+                        comm->stream) != cudaSuccess ||
+        cudaStreamSynchronize(comm->stream) != cudaSuccess)
+        return;
     for (int32_t p = 0; p < comm->node_ranks; p++)
-        if (comm->peers.target[p] && p != comm->local)
-            cudaMemcpyAsync(comm->peers.target[p] + at, &one, sizeof one, cudaMemcpyHostToDevice,
-                            comm->stream);
+        if (comm->peers.target[p] && p != comm->local && !stopped[p])
+            cudaMemcpyAsync(comm->peers.target[p] + at + comm->local, &one, sizeof one,
+                            cudaMemcpyHostToDevice, comm->stream);
     cudaStreamSynchronize(comm->stream);
 }
 

@@ -30,13 +30,14 @@ def run_ranks(root, ranks, sections, options):
 
 
 def test_sections(root):
-    rows, codes = run_ranks(root, 2, ["equal", "layer"], {"steps": 12, "port": free_port()})
+    rows, codes = run_ranks(root, 2, ["equal", "layer", "late"], {"steps": 12, "port": free_port()})
     assert codes == [0, 0]
-    equal, layer = rows[0]
+    equal, layer, late = rows[0]
     assert {r["placement"] for r in equal["result"]} == {"cube 8x2", "ring", "eplb"}
     cases = {r["case"]: r["imbalance"] for r in layer["result"]["rows"]}
     assert cases["eplb, exact split"] <= cases["eplb, even split"] < cases["contiguous"]
     assert cases["forced balance"] < 1.05
+    assert late["result"][0]["after"] == ["optimal", "optimal"]
 
 
 def test_killed_rank(root):

@@ -195,3 +195,9 @@ def test_init_from_deep_ep_without_torch_group():
     planner = lplb.Planner(CUBE, 80, 64, 8)
     with pytest.raises(lplb.InputError, match="no torch.distributed group"):
         planner.init_from_deep_ep(Buffer())
+
+
+def test_transports_are_named():
+    for name, message in (("nvshmem", "no plugin for nvshmem"), ("tcp", "not known")):
+        with pytest.raises(lplb.InputError, match=message):
+            lplb.Planner(CUBE, 80, 64, 8, group=lplb.Communicator.local(), transport=name)
