@@ -187,6 +187,16 @@ static void test_refusals(void **state) {
     lplb_trace_destroy(trace);
 }
 
+static char *read_page(const char *path) {
+    static const size_t most = 1 << 20;
+    char *text = calloc(most + 1, 1);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_true(fread(text, 1, most, file) < most);
+    fclose(file);
+    return text;
+}
+
 static void test_command(void **state) {
     (void)state;
     char *dir = scratch_create();
@@ -213,9 +223,28 @@ static void test_command(void **state) {
     assert_int_equal(r.code, 0);
     assert_non_null(strstr(r.out, "Imbalance over time"));
     run_free(&r);
-    run_cli(&r, NULL, "replay", "--online", "--ranks", "4", "--report", dir, path, NULL);
+    run_cli(&r, NULL, "replay", "--online", "--ranks", "4", "--gpu-model", path, path, NULL);
     assert_int_equal(r.code, 2);
     run_free(&r);
+    run_cli(&r, NULL, "replay", "--online", "--ranks", "4", "--redundant", "2", "--batch-tokens",
+            "64", "--policy", "fixed", "--report", dir, path, NULL);
+    assert_int_equal(r.code, 0);
+    run_free(&r);
+    char *page = read_page(path_join(dir, "report.html"));
+    assert_non_null(strstr(page, "<td>fixed</td>"));
+    char *start = strstr(page, "id=\"data\">"), *end = start ? strstr(start, "</script>") : NULL;
+    assert_non_null(end);
+    *end = '\0';
+    document = json_loads(strchr(start, '>') + 1, 0, NULL);
+    assert_non_null(document);
+    assert_string_equal(json_string_value(json_object_get(document, "schema")),
+                        "lplb.report_online/1");
+    assert_int_equal(json_integer_value(json_object_get(document, "slots")), L * P);
+    const json_t *fixed = json_array_get(json_object_get(document, "policies"), 0);
+    assert_int_equal(json_array_size(json_object_get(fixed, "imbalance")), 100);
+    assert_int_equal(json_array_size(json_object_get(fixed, "moves")), 100);
+    json_decref(document);
+    free(page);
     run_cli(&r, NULL, "replay", "--token-ns", "4", "--ranks", "4", path, NULL);
     assert_int_equal(r.code, 2);
     assert_non_null(strstr(r.err, "need --online"));

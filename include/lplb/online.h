@@ -58,6 +58,10 @@ typedef struct lplb_online_result {
 LPLB_API lplb_status lplb_online(const lplb_trace *trace, const lplb_online_config *config,
                                  lplb_online_result **out);
 LPLB_API void lplb_online_result_destroy(lplb_online_result *result);
+/* One self-contained HTML file report.html in dir (made if missing): the table of policies,
+ * imbalance over time, moves over time. */
+LPLB_API lplb_status lplb_online_report_write(const lplb_online_result *result, const char *title,
+                                              const char *dir);
 
 LPLB_END_DECLS
 

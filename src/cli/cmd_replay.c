@@ -144,13 +144,12 @@ static int show(const char *name, const request *q, const lplb_trace *trace,
 }
 
 static int run_online(const char *name, const request *q, const char *path) {
-    if (q->report || q->gpu_model)
-        return cli_fail(name, EXIT_USAGE, "--online has no use for --report or --gpu-model");
+    if (q->gpu_model) return cli_fail(name, EXIT_USAGE, "--online has no use for --gpu-model");
     lplb_online_config config = {.struct_size = sizeof config,
                                  .replay = q->options.config,
                                  .link_bytes_per_s = q->link_gb_per_s * 1e9,
                                  .token_ns = q->token_ns};
-    return replay_online(name, &config, &q->options.trace, path, q->json);
+    return replay_online(name, &config, &q->options.trace, path, q->report, q->json);
 }
 
 int cmd_replay(int argc, char **argv) {

@@ -116,7 +116,8 @@ static void print_text(const lplb_trace *trace, const lplb_online_result *r) {
 }
 
 int replay_online(const char *name, const lplb_online_config *config,
-                  const lplb_trace_options *trace_options, const char *path, bool json) {
+                  const lplb_trace_options *trace_options, const char *path, const char *report,
+                  bool json) {
     lplb_trace *trace = NULL;
     lplb_online_result *result = NULL;
     if (config->replay.ranks == 0)
@@ -126,6 +127,8 @@ int replay_online(const char *name, const lplb_online_config *config,
     filled.keep_events = json;
     lplb_status status = lplb_trace_read(path, trace_options, &trace);
     if (status == LPLB_OK) status = lplb_online(trace, &filled, &result);
+    if (status == LPLB_OK && report)
+        status = lplb_online_report_write(result, trace->source, report);
     int code = EXIT_OK;
     if (status != LPLB_OK) {
         cli_progress(1, "", NULL); /* clears the line */
@@ -134,6 +137,7 @@ int replay_online(const char *name, const lplb_online_config *config,
         code = cli_print_json(result_json(result));
     } else {
         print_text(trace, result);
+        if (report) printf("\nReport: %s/report.html\n", report);
         if (fflush(stdout) || ferror(stdout))
             code = cli_fail(name, EXIT_FAILED, "cannot write to stdout");
     }

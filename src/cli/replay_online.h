@@ -21,6 +21,7 @@
 
 /* Runs and prints; returns an exit code. */
 int replay_online(const char *name, const lplb_online_config *config,
-                  const lplb_trace_options *trace_options, const char *path, bool json);
+                  const lplb_trace_options *trace_options, const char *path, const char *report,
+                  bool json);
 
 #endif

@@ -4,7 +4,6 @@
 
 #include "base/mem.h"
 #include "base/version.h"
-#include "io/output.h"
 #include "replay/report.h"
 
 /* Nothing but this file may be loaded, whatever a title or a policy's name tries. */
@@ -35,8 +34,7 @@ static void put_facts(const lplb__report *report) {
     fputs(" measured. lplb " LPLB_VERSION "</p>\n", out);
 }
 
-static lplb_status put_page(const lplb__report *report, const char *title) {
-    FILE *out = report->out;
+void lplb__put_top(FILE *out, const char *title) {
     fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n", out);
     fputs(security, out);
     fputs("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>", out);
@@ -45,6 +43,11 @@ static lplb_status put_page(const lplb__report *report, const char *title) {
             lplb__report_css);
     lplb__put_html(out, title);
     fputs("</h1>\n", out);
+}
+
+static lplb_status put_page(const lplb__report *report, const char *title) {
+    FILE *out = report->out;
+    lplb__put_top(out, title);
     lplb__put_headline(report);
     put_facts(report);
     fputs("</header>\n", out);
@@ -62,19 +65,23 @@ static lplb_status put_page(const lplb__report *report, const char *title) {
     return LPLB_OK;
 }
 
-static lplb_status write_report(lplb__report *report, const char *title, const char *dir) {
+lplb_status lplb__report_open(const char *dir, lplb__output *output) {
     if (mkdir(dir, 0777) != 0 && errno != EEXIST)
         return LPLB_FAIL(LPLB_IO, "cannot make the folder %s: %s", dir, strerror(errno));
     size_t bytes = strlen(dir) + sizeof "/report.html";
     char *path = lplb__malloc(bytes);
     if (!path) return LPLB_FAIL(LPLB_NO_MEMORY, "cannot allocate %zu bytes", bytes);
     snprintf(path, bytes, "%s/report.html", dir);
-    lplb__output output;
-    lplb_status status = lplb__output_open(path, &output);
+    lplb_status status = lplb__output_open(path, output);
     lplb__free(path);
-    if (status != LPLB_OK) return status;
+    return status;
+}
+
+static lplb_status write_report(lplb__report *report, const char *title, const char *dir) {
+    lplb__output output;
+    LPLB_TRY(lplb__report_open(dir, &output));
     report->out = output.file;
-    status = put_page(report, title);
+    lplb_status status = put_page(report, title);
     if (status == LPLB_OK) return lplb__output_commit(&output);
     lplb__output_abort(&output);
     return status;

@@ -6,6 +6,8 @@
 #include <lplb/replay.h>
 #include <stdio.h>
 
+#include "io/output.h"
+
 /* What is shown of a result. Long series are folded and, where even that is too much for one
  * file, only the most uneven layers keep their details. */
 typedef struct lplb__report {
@@ -26,6 +28,7 @@ void lplb__put_string(FILE *out, const char *text); /* a JSON string that is saf
 /* A JSON number with that many significant digits in any locale; null if not finite. */
 void lplb__put_number(FILE *out, double value, int digits);
 void lplb__put_grouped(FILE *out, int64_t value); /* 1,234,567 */
+void lplb__put_fixed(FILE *out, double value, int decimals);
 void lplb__put_headline(const lplb__report *report);
 void lplb__put_table(const lplb__report *report);
 
@@ -35,8 +38,13 @@ lplb_status lplb__report_measure(lplb__report *report);
 /* ---- report_data.c: the JSON document, schema lplb.report/1 ---- */
 lplb_status lplb__report_data(const lplb__report *report);
 
+/* ---- report.c ---- */
+/* report.html in dir, made if missing. */
+lplb_status lplb__report_open(const char *dir, lplb__output *output);
+void lplb__put_top(FILE *out, const char *title); /* up to <body><header> and the title in it */
+
 /* ---- the parts of the page, made from src/replay/report by cmake/embed.cmake ---- */
 extern const char lplb__report_html[], lplb__report_css[], lplb__report_charts_js[],
-    lplb__report_js[];
+    lplb__report_js[], lplb__online_html[], lplb__online_js[];
 
 #endif

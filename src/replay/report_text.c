@@ -76,7 +76,7 @@ void lplb__put_number(FILE *out, double value, int digits) {
 }
 
 /* A fixed number of decimals, in any locale. */
-static void put_fixed(FILE *out, double value, int decimals) {
+void lplb__put_fixed(FILE *out, double value, int decimals) {
     char text[400]; /* a double has at most 309 digits before the point */
     snprintf(text, sizeof text, "%.*f", decimals, value);
     for (char *c = text; *c; c++)
@@ -110,19 +110,19 @@ void lplb__put_headline(const lplb__report *report) {
     fputs("Under <b>", out);
     lplb__put_html(out, improves ? to->policy : from->policy);
     fprintf(out, "</b> the fullest of %d ranks carries <b>", r->ranks);
-    put_fixed(out, improves ? after : before, 3);
+    lplb__put_fixed(out, improves ? after : before, 3);
     fputs("</b> times the mean load", out);
     if (improves) {
         fputs(" instead of <b>", out);
-        put_fixed(out, before, 3);
+        lplb__put_fixed(out, before, 3);
         fputs("</b> under <b>", out);
         lplb__put_html(out, from->policy);
         fputs("</b>: the slowest rank's expert work shrinks by ", out);
-        put_fixed(out, 100 * (1 - after / before), 1);
+        lplb__put_fixed(out, 100 * (1 - after / before), 1);
         fputs("&nbsp;%.", out);
     } else {
         fputs(": ", out);
-        put_fixed(out, 100 * (1 - 1 / before), 1);
+        lplb__put_fixed(out, 100 * (1 - 1 / before), 1);
         fputs("&nbsp;% of the ranks' expert time is waiting", out);
         fputs(r->policies > 1 ? ", and no other policy shown does better." : ".", out);
     }
@@ -169,7 +169,7 @@ static void put_head(FILE *out, columns_shown shown) {
 static void put_cell(FILE *out, bool has, double value, int decimals, const char *unit) {
     fputs("<td>", out);
     if (has) {
-        put_fixed(out, value, decimals);
+        lplb__put_fixed(out, value, decimals);
         fputs(unit, out);
     } else {
         fputs("&ndash;", out);
@@ -207,9 +207,9 @@ static void put_row(const lplb__report *report, int32_t p, columns_shown shown,
     put_cell(out, loaded, policy->balancedness, 4, "");
     if (shown.plan_time && policy->has_plan_time) {
         fputs("<td>", out);
-        put_fixed(out, policy->plan_us_p50, 1);
+        lplb__put_fixed(out, policy->plan_us_p50, 1);
         fputs(" (", out);
-        put_fixed(out, policy->plan_us_p99, 1);
+        lplb__put_fixed(out, policy->plan_us_p99, 1);
         fputs(")</td>", out);
     } else if (shown.plan_time) {
         put_cell(out, false, 0, 0, "");
