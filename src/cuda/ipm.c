@@ -39,10 +39,13 @@ static void share_memory(lplb_cuda_planner *p) {
                             &ipm->price, &ipm->correction, &ipm->right, &ipm->inverse};
     for (int i = 0; i < 8; i++) *of_ranks[i] = take(&bytes, G, sizeof(double));
     ipm->weight = take(&bytes, E, sizeof(double));
-    ipm->conductance = take(&bytes, E, sizeof(double));
     ipm->share = take(&bytes, P, sizeof(double));
+    ipm->next = take(&bytes, P, sizeof(double));
     ipm->best = take(&bytes, P, sizeof(double));
     ipm->change = take(&bytes, P, sizeof(double));
+    ipm->contribution = take(&bytes, P, sizeof(double));
+    ipm->column = take(&bytes, P, 4 * sizeof(uint16_t));
+    ipm->first = take(&bytes, G + 1, sizeof(uint16_t));
     int32_t ranks = smaller(s->ranks, LPLB__CUDA_IPM_RANKS);
     int32_t rows = smaller(s->ranks + smaller(s->experts, s->slots / 2), LPLB__CUDA_IPM_ROWS);
     ipm->rows = take(&bytes, ipm->published ? 4 * (G + E) : 0, sizeof(float));

@@ -155,6 +155,22 @@ DEVICE void find_largest_expert(const step &a) {
         atomic_max(largest, (uint64_t)shared_array(a, tokens, int64_t)[e]);
 }
 
+/* What the ranks have of movable experts, at hand. */
+DEVICE void list_columns(const step &a) {
+    const uint16_t *rank_host = cold_table(a, rank_host, uint16_t);
+    const uint16_t *first_host = cold_table(a, first_host, uint16_t);
+    const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    ROLLED
+    for (int32_t q = thread_index(); q <= a.ranks; q += block_threads())
+        ipm_array(a, first, uint16_t)[q] = first_host[q];
+    ROLLED
+    for (int32_t c = thread_index(); c < first_host[a.ranks]; c += block_threads()) {
+        uint16_t h = rank_host[c], e = host[h].expert;
+        ipm_array(a, column, ipm_column)[c] = {h, expert[e].first_host, expert[e].hosts, e};
+    }
+}
+
 /* All threads. */
 DEVICE void solve_by_ipm(const step &a) {
     const lplb__cuda_component *component = table(a, component, lplb__cuda_component);
@@ -168,6 +184,7 @@ DEVICE void solve_by_ipm(const step &a) {
     p.t.partial = ipm_array(a, partial, double) + p.t.number * 2 * warps;
     p.t.turn = 0;
     note_single_ranks(a);
+    list_columns(a);
     if (a.ipm.published) find_largest_expert(a);
     block_barrier();
     ROLLED

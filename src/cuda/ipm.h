@@ -22,8 +22,10 @@ typedef struct lplb__cuda_ipm {
     uint32_t fixed, speed, load, slack; /* double [G] */
     uint32_t price, correction;         /* double [G] */
     uint32_t right, inverse;            /* double [G] */
-    uint32_t weight, conductance;       /* double [E] */
-    uint32_t share, best, change;       /* double [P] */
+    uint32_t weight;                    /* double [E] */
+    uint32_t share, next, best, change; /* double [P] */
+    uint32_t contribution;              /* double [P] by column (ipm_converge.cuh) */
+    uint32_t column, first;             /* [P], uint16 [G+1] */
     uint32_t rows;                      /* float [4][G+E], published */
     uint32_t matrix; /* [teams][n][n | 1]: double, n ranks; published: float, n ranks and experts */
 } lplb__cuda_ipm;

@@ -60,7 +60,7 @@ DEVICE_CALL bool eliminate(const team &t, int32_t n, typename K::number *matrix,
     ROLLED
     for (int32_t k = 0; k < n; k++) {
         const T *row = matrix + k * stride;
-        T pivot = K::adds ? pivot_of(row, k, n) : row[k], factor = 1 / pivot;
+        T pivot = K::adds ? pivot_of(row, k, n) : row[k], factor = reciprocal(pivot);
         if (!(pivot > 0)) return false;
 #pragma unroll
         for (int c = 0; c < CELLS; c++) {
@@ -96,7 +96,8 @@ DEVICE void eliminate_right(int32_t n, const typename K::number *matrix,
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) current[s] = lane + 32 * s < n ? right[lane + 32 * s] : 0;
 #pragma unroll
-    for (int s = 0; s < SLOTS; s++) ROLLED
+    for (int s = 0; s < SLOTS; s++)
+#pragma unroll 4
     for (int32_t k = 32 * s; k < smaller(32 * s + 32, n); k++) {
         T removed = shuffle(current[s], k & 31), factor = inverse[k];
 #pragma unroll
@@ -127,7 +128,8 @@ DEVICE void substitute_back(int32_t n, const typename K::number *matrix,
         value[s] = right[i] * own[s];
     }
 #pragma unroll
-    for (int s = SLOTS - 1; s >= 0; s--) ROLLED
+    for (int s = SLOTS - 1; s >= 0; s--)
+#pragma unroll 4
     for (int32_t k = smaller(32 * s + 31, n - 1); k >= 32 * s; k--) {
         T found = shuffle(value[s], k & 31);
 #pragma unroll

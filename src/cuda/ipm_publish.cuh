@@ -8,7 +8,8 @@
 #define BIG_M 1000.0f
 
 typedef struct publish {
-    converge v;      /* the scaled problem */
+    converge v; /* the scaled problem */
+    const lplb__cuda_expert *expert;
     int32_t rows;    /* ranks + experts */
     float *x, *d;    /* of hosts: variables and their directions */
     float *slack;    /* of ranks, by position */
@@ -22,6 +23,7 @@ DEVICE publish publish_of(const step &a, ipm_part *p) {
     int32_t n = header_of(a)->largest_rows, row0 = p->rank0 + p->first, all = a.ranks + a.experts;
     u.v = converge_of(a, p);
     u.rows = p->ranks + p->experts;
+    u.expert = table(a, expert, lplb__cuda_expert);
     u.x = ipm_array(a, best, float);
     u.d = ipm_array(a, change, float);
     u.slack = ipm_array(a, slack, float);
@@ -38,10 +40,8 @@ DEVICE publish publish_of(const step &a, ipm_part *p) {
 DEVICE float rank_row(const publish &u, int32_t q) {
     float sum = u.slack[q] - u.m;
     ROLLED
-    for (int32_t c = u.v.first_host[q]; c < u.v.first_host[q + 1]; c++) {
-        int32_t h = u.v.rank_host[c];
-        sum += (float)u.v.weight[u.v.host[h].expert] * u.x[h];
-    }
+    for (int32_t c = u.v.first[q]; c < u.v.first[q + 1]; c++)
+        sum += (float)u.v.weight[u.v.column[c].expert] * u.x[u.v.column[c].host];
     return sum;
 }
 DEVICE float expert_row(const publish &u, const lplb__cuda_expert e) {
@@ -58,7 +58,7 @@ DEVICE void set_up(const publish &u) {
     for (int32_t i = p->t.thread; i < u.rows; i += p->t.threads) u.y[i] = 0;
     ROLLED
     for (each_expert(i, p)) {
-        const lplb__cuda_expert e = u.v.expert[movable_of(*u.v.a, p, i)];
+        const lplb__cuda_expert e = u.expert[movable_of(*u.v.a, p, i)];
         ROLLED
         for (int32_t h = e.first_host; h < e.first_host + e.hosts; h++) u.x[h] = 1;
         u.artificial[p->ranks + i] = 1 - expert_row(u, e);
@@ -92,7 +92,7 @@ DEVICE void build_normal(const publish &u) {
     ROLLED
     for (each_expert(i, p)) {
         int32_t id = movable_of(*u.v.a, p, i), k = p->ranks + i;
-        const lplb__cuda_expert e = u.v.expert[id];
+        const lplb__cuda_expert e = u.expert[id];
         float squares = 0;
         ROLLED
         for (int32_t h = e.first_host; h < e.first_host + e.hosts; h++) {
@@ -106,9 +106,8 @@ DEVICE void build_normal(const publish &u) {
     for (each_rank(q, p)) {
         float sum = u.slack[q] * u.slack[q];
         ROLLED
-        for (int32_t c = u.v.first_host[q]; c < u.v.first_host[q + 1]; c++) {
-            int32_t h = u.v.rank_host[c];
-            float root = (float)u.v.weight[u.v.host[h].expert] * u.x[h];
+        for (int32_t c = u.v.first[q]; c < u.v.first[q + 1]; c++) {
+            float root = (float)u.v.weight[u.v.column[c].expert] * u.x[u.v.column[c].host];
             sum += root * root;
         }
         u.matrix[(q - p->rank0) * (stride + 1)] += sum;
@@ -144,7 +143,7 @@ DEVICE double find_publish_directions(const publish &u, float *m, float *a) {
     ROLLED
     for (each_expert(i, p)) {
         int32_t id = movable_of(*u.v.a, p, i);
-        const lplb__cuda_expert e = u.v.expert[id];
+        const lplb__cuda_expert e = u.expert[id];
         ROLLED
         for (int32_t h = e.first_host; h < e.first_host + e.hosts; h++) {
             float price = u.y[u.v.host[h].rank - p->rank0];
@@ -170,7 +169,7 @@ DEVICE void move(publish *u, float step, float m, float a) {
     ipm_part *p = u->v.p;
     ROLLED
     for (each_expert(i, p)) {
-        const lplb__cuda_expert e = u->v.expert[movable_of(*u->v.a, p, i)];
+        const lplb__cuda_expert e = u->expert[movable_of(*u->v.a, p, i)];
         ROLLED
         for (int32_t h = e.first_host; h < e.first_host + e.hosts; h++)
             u->x[h] *= 1 - step * (u->d[h]);
@@ -192,7 +191,7 @@ DEVICE double largest_residual(const publish &u) {
     }
     ROLLED
     for (each_expert(i, p)) {
-        float have = expert_row(u, u.v.expert[movable_of(*u.v.a, p, i)]);
+        float have = expert_row(u, u.expert[movable_of(*u.v.a, p, i)]);
         most = larger_direction(most, fabsf(have + u.artificial[p->ranks + i] * u.a - 1));
     }
     return team_most(&p->t, most);
@@ -204,7 +203,7 @@ DEVICE bool take_published(const publish &u, bool even) {
     bool bad = false;
     ROLLED
     for (each_expert(i, p)) {
-        const lplb__cuda_expert e = u.v.expert[movable_of(*u.v.a, p, i)];
+        const lplb__cuda_expert e = u.expert[movable_of(*u.v.a, p, i)];
         double sum = 0;
         ROLLED
         for (int32_t h = e.first_host; h < e.first_host + e.hosts; h++)
@@ -234,10 +233,10 @@ DEVICE_CALL ipm_result solve_published(const step &a, ipm_part *p) {
     result.converged = most < 0.1f && u.a >= 0 && u.a < 1e-4f && largest_residual(u) < 0.05f &&
                        take_published(u, false);
     if (!result.converged) take_published(u, true);
-    double own = 0;
     ROLLED
-    for (each_rank(q, p)) own += u.v.price[q] = fmax(0.0, -(double)u.y[q - p->rank0]);
-    result.bound = find_bound(u.v, team_sum(&p->t, own));
+    for (each_rank(q, p)) u.v.price[q] = fmax(0.0, -(double)u.y[q - p->rank0]);
+    find_contributions(u.v);
+    find_bound(u.v, &result.bound);
     result.objective = find_objective(u.v);
     return result;
 }

@@ -18,15 +18,28 @@ DEVICE void team_barrier(const team *t) {
     else part_barrier(1 + t->number, t->threads);
 }
 
-/* Over all threads of the team, in an order that depends on nothing but their number. Orders memory
- * like a barrier. */
+/* Of numbers >= 0, whose bits have the same order; what is not a number is the most. */
+DEVICE double warp_most(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    int32_t high = (int32_t)(bits >> 32), low = (int32_t)((uint32_t)bits ^ 0x80000000u);
+    int32_t most = warp_max(high), rest = warp_max(high == most ? low : INT32_MIN);
+    bits = (uint64_t)(uint32_t)most << 32 | ((uint32_t)rest ^ 0x80000000u);
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+DEVICE double warp_sum_of(double value) {
+#pragma unroll
+    for (int32_t d = 16; d; d >>= 1) value += shuffle_xor(value, d);
+    return value;
+}
+
+/* Over all threads of the team, the sum or, of numbers >= 0, the most, in an order that depends on
+ * nothing but their number. Orders memory like a barrier. */
 template <bool MOST> DEVICE double reduce_team(team *t, double value) {
 #define combined(x, y) (MOST ? fmax((x), (y)) : (x) + (y))
-#pragma unroll
-    for (int32_t d = 16; d; d >>= 1) {
-        double other = shuffle_xor(value, d);
-        value = combined(value, other);
-    }
+    value = MOST ? warp_most(value) : warp_sum_of(value);
     if (t->threads > 32) {
         int32_t warps = t->threads / 32;
         double *partial = t->partial + t->turn * warps;

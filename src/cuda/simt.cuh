@@ -129,6 +129,17 @@ DEVICE void cluster_wait() { __syncthreads(); }
 DEVICE void cluster_store(uint32_t *target, int, uint32_t value) { *target = value; }
 #endif
 
+/* ---- numbers ---- */
+
+/* 1 / x but for the last bit, for normal numbers that have one: shorter than a division. */
+DEVICE double reciprocal(double x) {
+    double r;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(x));
+    r = fma(r, fma(-x, r, 1.0), r);
+    return fma(r, fma(-x, r, 1.0), r);
+}
+DEVICE float reciprocal(float x) { return 1 / x; }
+
 /* ---- memory ---- */
 
 /* A word that carries its own flag: whole when read, ordered with nothing else. */

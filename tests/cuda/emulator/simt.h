@@ -130,6 +130,8 @@ DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
     memcpy(emulated_self->block->cluster->first[rank].shared + at, &value, sizeof value);
 }
 
+template <typename T> DEVICE T reciprocal(T x) { return 1 / x; }
+
 DEVICE uint64_t load_word(const uint64_t *word) { return *word; }
 DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
