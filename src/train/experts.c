@@ -214,7 +214,9 @@ static lplb_status order_rows(experts *x, int64_t copies, expert_tape *tape) {
             tape->recv_rows[r] += n;
         }
         tape->rows += tape->slot_rows[s];
+        if (tape->slot_rows[s] > tape->most_slot_rows) tape->most_slot_rows = tape->slot_rows[s];
     }
+    if (tape->rows > tape->most_rows) tape->most_rows = tape->rows;
     return LPLB_OK;
 }
 
@@ -336,7 +338,7 @@ lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int
 static lplb_status compute_backward(experts *x, int32_t layer, expert_tape *tape, real *dout) {
     int64_t D = x->config->width, F = x->config->expert_width, row = 0;
     LPLB_TRY(buffer_need(&x->hidden, tape->rows * F));
-    LPLB_TRY(buffer_need(&x->dup, 2 * tape->rows * F));
+    LPLB_TRY(buffer_need(&x->dup, 2 * tape->most_slot_rows * F));
     double start = now(CLOCK_THREAD_CPUTIME_ID);
     for (int32_t s = 0; s < x->local_slots; s++) {
         int64_t n = tape->slot_rows[s];

@@ -49,8 +49,9 @@ typedef struct experts {
 } experts;
 
 typedef struct expert_tape {
-    int64_t copies, rows; /* sent from here; computed here */
-    int32_t *position;    /* [N*K] row in send order of each choice, -1 if not sent */
+    int64_t copies, rows;              /* sent from here; computed here */
+    int64_t most_rows, most_slot_rows; /* of all batches so far: what the buffers have held */
+    int32_t *position;                 /* [N*K] row in send order of each choice, -1 if not sent */
     int64_t position_capacity;
     int64_t *send_rows, *recv_rows; /* [ranks] */
     int64_t *slot_rows;             /* [local_slots] */

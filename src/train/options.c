@@ -107,6 +107,8 @@ static const option_entry entries[] = {
     {"run", "chrome-trace", KIND_TEXT, AT(chrome_trace), PATH_BYTES, NULL,
      "write rank 0's phases for chrome://tracing or Perfetto"},
     {"run", "json", KIND_FLAG, AT(json), 0, NULL, "print the summary as one JSON document"},
+    {"run", "plan-memory", KIND_FLAG, AT(plan_memory), 0, NULL,
+     "print what the run needs of memory, and stop"},
 };
 enum { ENTRIES = sizeof entries / sizeof *entries };
 

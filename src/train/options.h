@@ -28,6 +28,7 @@ typedef struct run_options {
     char metrics_address[64];
     char event_log[PATH_BYTES], chrome_trace[PATH_BYTES];
     int32_t json; /* summary as JSON on stdout */
+    int32_t plan_memory; /* print what the run needs of memory instead of training */
 } run_options;
 
 void run_options_default(run_options *o);

@@ -10,6 +10,7 @@
 #include "io/output.h"
 #include "train/checkpoint.h"
 #include "train/generate.h"
+#include "train/memory.h"
 #include "train/record.h"
 #include "train/text.h"
 #include "train/watch.h"
@@ -32,6 +33,8 @@ typedef struct run {
     FILE *log; /* JSON lines, rank 0 */
     totals sum;
     double validation; /* last one, < 0 if none was made */
+    memory_plan memory;
+    int64_t base_bytes, peak_bytes; /* peak: of the rank with the most */
     bool leader, terminal;
 } run;
 
@@ -116,17 +119,22 @@ static lplb_status print_summary(const run *r) {
         if (s->rebalances > 0)
             printf("%lld placements, %lld expert copies moved, steps waited %.2f s for them\n",
                    (long long)s->rebalances, (long long)s->moved_slots, s->move_seconds);
+        printf("memory of a rank: %.1f MB by formula, %.1f MB at most\n",
+               (double)r->memory.total * 1e-6, (double)r->peak_bytes * 1e-6);
         return LPLB_OK;
     }
     json_t *out = json_pack(
-        "{s:s, s:I, s:I, s:I, s:f, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:i}", "schema",
-        "lplb.train/1", "steps", (json_int_t)s->steps, "step", (json_int_t)r->trainer->step,
-        "tokens", (json_int_t)s->tokens, "first_loss", s->first_loss, "last_loss", s->last_loss,
-        "validation_loss", r->validation >= 0 ? json_real(r->validation) : json_null(),
-        "tokens_per_s", (double)s->tokens / s->seconds, "imbalance_before", s->before / n,
-        "imbalance_after", s->after / n, "expert_cpu_max", s->cpu_max / n, "expert_cpu_mean",
-        s->cpu_mean / n, "rebalances", (json_int_t)s->rebalances, "moved_slots",
-        (json_int_t)s->moved_slots, "ranks", r->world->size);
+        "{s:s, s:I, s:I, s:I, s:f, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:i, s:I, s:I, "
+        "s:I}",
+        "schema", "lplb.train/1", "steps", (json_int_t)s->steps, "step",
+        (json_int_t)r->trainer->step, "tokens", (json_int_t)s->tokens, "first_loss", s->first_loss,
+        "last_loss", s->last_loss, "validation_loss",
+        r->validation >= 0 ? json_real(r->validation) : json_null(), "tokens_per_s",
+        (double)s->tokens / s->seconds, "imbalance_before", s->before / n, "imbalance_after",
+        s->after / n, "expert_cpu_max", s->cpu_max / n, "expert_cpu_mean", s->cpu_mean / n,
+        "rebalances", (json_int_t)s->rebalances, "moved_slots", (json_int_t)s->moved_slots, "ranks",
+        r->world->size, "memory_base", (json_int_t)r->base_bytes, "memory_planned",
+        (json_int_t)r->memory.total, "memory_peak", (json_int_t)r->peak_bytes);
     json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(12));
     putchar('\n');
     json_decref(out);
@@ -243,12 +251,44 @@ static lplb_status compare_options(const run *r) {
     return LPLB_OK;
 }
 
+static lplb_status plan_memory(run *r) {
+    const run_options *o = r->options;
+    memory_input in = {.config = &o->trainer,
+                       .ranks = r->world->size,
+                       .moves = o->mode != MODE_NONE && o->rebalance_every > 0,
+                       .checkpoints = *o->checkpoint && r->leader,
+                       .text_bytes = r->text.bytes + r->held_out.bytes,
+                       .base_bytes = r->base_bytes,
+                       .tape = r->trainer ? r->trainer->model->tape : NULL};
+    return memory_predict(&in, &r->memory);
+}
+
+/* By the formula, with the rows that the experts really had, and measured: of the rank with the
+ * largest peak. */
+static lplb_status measure_memory(run *r) {
+    LPLB_TRY(plan_memory(r));
+    int64_t own[2] = {memory_peak(), r->memory.total}, *all;
+    LPLB_TRY(LPLB_CALLOC(all, 2 * r->world->size));
+    lplb_status status = r->world->table->all_gather(r->world, own, all, sizeof own);
+    r->peak_bytes = own[0];
+    for (int i = 0; i < r->world->size; i++)
+        if (all[2 * i] > r->peak_bytes) {
+            r->peak_bytes = all[2 * i];
+            r->memory.total = all[2 * i + 1];
+        }
+    lplb__free(all);
+    return status;
+}
+
 static lplb_status open_run(run *r) {
     const run_options *o = r->options;
     int64_t latest = -1;
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
+    r->base_bytes = memory_base();
     LPLB_TRY(share_text(r));
+    LPLB_TRY(plan_memory(r));
+    if (o->plan_memory) return LPLB_OK;
     trainer_config config = o->trainer;
     if (!*o->generate) LPLB_TRY(watch_open(o, r->world, &r->monitor));
     config.monitor = r->monitor;
@@ -276,7 +316,13 @@ lplb_status run_training(const run_options *o, lplb__group *world) {
     const char *term = getenv("TERM");
     run r = {.options = o, .world = world, .validation = -1, .leader = world->rank == 0};
     r.terminal = r.leader && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
+    memory_return_blocks();
     lplb_status status = open_run(&r);
+    if (o->plan_memory) {
+        if (status == LPLB_OK && r.leader) memory_print(&r.memory, world->size, o->json, stdout);
+        close_run(&r);
+        return status;
+    }
     if (status == LPLB_OK && *o->generate) {
         status = generate_text(r.trainer, o->generate, o->generate_bytes, o->temperature,
                                o->trainer.seed, stdout);
@@ -293,6 +339,7 @@ lplb_status run_training(const run_options *o, lplb__group *world) {
         if (status == LPLB_OK)
             status = lplb__group_agree(world, written, "writing the recorded routing");
     }
+    if (status == LPLB_OK) status = measure_memory(&r);
     if (status == LPLB_OK) status = print_summary(&r);
     clear_progress(&r);
     close_run(&r);

@@ -1,0 +1,171 @@
+#include "train/memory.h"
+
+#include <jansson.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the formula ---- */
+
+/* Numbers (not bytes) that one layer of each kind keeps from forward to backward, and that the
+ * backward works with. Names as in docs/training.md. */
+typedef struct sizes {
+    int64_t N, D, E, K, F, kv; /* tokens of a micro-batch, widths */
+    int64_t slots;             /* of a rank */
+} sizes;
+
+static sizes sizes_of(const memory_input *in, int expert_ranks) {
+    const model_config *c = &in->config->model;
+    return (sizes){.N = in->config->micro_batch * c->context,
+                   .D = c->width,
+                   .E = c->experts,
+                   .K = c->topk,
+                   .F = c->expert_width,
+                   .kv = (int64_t)c->width / c->heads * c->kv_heads,
+                   .slots = c->experts / expert_ranks + in->config->redundant};
+}
+
+static void add_activations(const memory_input *in, const sizes *s, const param_layout *p,
+                            int64_t *bytes) {
+    const model_config *c = &in->config->model;
+    int64_t r = sizeof(real), i4 = sizeof(int32_t), widest = 0, most = 0, slot_most = 0;
+    for (int32_t l = 0; l < c->layers; l++) {
+        int64_t ffn = p->layer[l].ffn_width;
+        widest = ffn > widest ? ffn : widest;
+        bytes[MEMORY_ATTENTION] += r * s->N * (6 * s->D + 2 * s->kv + c->heads + 2);
+        bytes[MEMORY_DENSE] += r * s->N * 2 * ffn;
+        if (p->layer[l].moe < 0) continue;
+        bytes[MEMORY_ROUTER] += s->N * (r * (2 * s->E + s->K + 1) + i4 * 2 * s->K);
+        int64_t rows = in->tape ? in->tape[l].experts.most_rows : s->N * s->K;
+        bytes[MEMORY_EXPERTS] +=
+            r * (rows * (s->D + 2 * s->F) + s->N * s->K * s->D) + i4 * s->N * s->K;
+        int64_t slot_rows = in->tape ? in->tape[l].experts.most_slot_rows : rows / s->slots;
+        most = rows > most ? rows : most;
+        slot_most = slot_rows > slot_most ? slot_rows : slot_most;
+    }
+    bytes[MEMORY_HEAD] = r * s->N * (2 * s->D + c->vocab + 1);
+    bytes[MEMORY_SCRATCH] = r * (s->N * (4 * s->D + 2 * s->kv + 3 * widest + s->E + s->K) +
+                                 (2 * ATTENTION_ROWS + s->D / c->heads) * c->context) +
+                            i4 * s->N * (s->K + 1);
+    bytes[MEMORY_EXCHANGE] =
+        r * (most * (2 * s->D + s->F) + slot_most * 2 * s->F + s->N * s->K * s->D);
+}
+
+/* Sums over ranks hold every rank's piece of the replicated gradients, and the copies' gradients on
+ * their way; a move holds a layer's slots three times over; a checkpoint brings a layer's experts
+ * to rank 0. They do not happen together. */
+static int64_t transient_bytes(const memory_input *in, const sizes *s, const param_layout *p,
+                               int expert_ranks) {
+    int64_t r = sizeof(real), X = p->expert_items, M = p->moe_layers;
+    int64_t sums = in->ranks > 1 ? r * p->items : 0, state = 3 * r * X;
+    if (in->ranks > expert_ranks) sums += r * M * s->slots * X;
+    int64_t moves = in->moves ? 3 * s->slots * state : 0;
+    int64_t saving = in->checkpoints ? (s->slots + s->E) * state : 0;
+    int64_t most = sums > moves ? sums : moves;
+    return (most > saving ? most : saving) + 2 * r * M * in->config->redundant * X;
+}
+
+lplb_status memory_predict(const memory_input *in, memory_plan *out) {
+    const trainer_config *c = in->config;
+    int expert_ranks = c->expert_ranks ? c->expert_ranks : in->ranks;
+    int64_t r = sizeof(real);
+    param_layout p;
+    *out = (memory_plan){0};
+    LPLB_TRY(model_config_check(&c->model));
+    lplb_status status = param_layout_create(&c->model, &p);
+    if (status != LPLB_OK) {
+        param_layout_destroy(&p);
+        return status;
+    }
+    sizes s = sizes_of(in, expert_ranks);
+    int64_t weights = r * (p.items + (int64_t)p.moe_layers * s.slots * p.expert_items);
+    out->bytes[MEMORY_WEIGHTS] = out->bytes[MEMORY_GRADIENTS] = weights;
+    out->bytes[MEMORY_MOMENTS] = 2 * weights;
+    add_activations(in, &s, &p, out->bytes);
+    out->bytes[MEMORY_TRANSIENT] = transient_bytes(in, &s, &p, expert_ranks);
+    out->bytes[MEMORY_TEXT] =
+        in->text_bytes +
+        (int64_t)sizeof(int32_t) * (in->text_bytes / c->model.context +
+                                    3 * c->global_batch / in->ranks * c->model.context);
+    out->bytes[MEMORY_BASE] = in->base_bytes > 0 ? in->base_bytes : 0;
+    for (int i = 0; i < MEMORY_PARTS; i++) out->total += out->bytes[i];
+    param_layout_destroy(&p);
+    return LPLB_OK;
+}
+
+/* ---- printing ---- */
+
+static const struct {
+    const char *key, *text;
+} parts[MEMORY_PARTS] = {
+    {"weights", "weights"},
+    {"gradients", "gradients"},
+    {"moments", "AdamW's moments"},
+    {"attention", "activations, attention"},
+    {"dense", "activations, dense and shared feed-forward"},
+    {"router", "activations, router"},
+    {"experts", "activations, experts"},
+    {"head", "activations, head"},
+    {"scratch", "scratch of the backward"},
+    {"exchange", "scratch of the experts, all-to-all"},
+    {"transient", "sums, moves, checkpoint: the largest"},
+    {"text", "text and batches"},
+    {"base", "program and libraries, measured"},
+};
+
+void memory_print(const memory_plan *plan, int ranks, bool json, FILE *out) {
+    if (json) {
+        json_t *bytes = json_object();
+        for (int i = 0; i < MEMORY_PARTS; i++)
+            json_object_set_new(bytes, parts[i].key, json_integer(plan->bytes[i]));
+        json_t *whole =
+            json_pack("{s:s, s:i, s:o, s:I, s:I}", "schema", "lplb.train_memory/1", "ranks", ranks,
+                      "bytes", bytes, "rank_bytes", (json_int_t)plan->total, "total_bytes",
+                      (json_int_t)plan->total * ranks);
+        json_dumpf(whole, out, JSON_COMPACT);
+        fputc('\n', out);
+        json_decref(whole);
+        return;
+    }
+    fprintf(out, "%-44s %12s\n", "memory of a rank, by formula", "MB");
+    for (int i = 0; i < MEMORY_PARTS; i++)
+        fprintf(out, "%-44s %12.1f\n", parts[i].text, (double)plan->bytes[i] * 1e-6);
+    fprintf(out, "%-44s %12.1f\n", "a rank", (double)plan->total * 1e-6);
+    fprintf(out, "all %-40d %12.1f\n", ranks, (double)plan->total * ranks * 1e-6);
+}
+
+/* ---- measuring ---- */
+
+void memory_return_blocks(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 20); /* setting it keeps it where it is */
+#endif
+}
+
+/* A line of /proc/self/status, in bytes. */
+static int64_t status_bytes(const char *field) {
+    FILE *file = fopen("/proc/self/status", "r");
+    char line[256];
+    int64_t bytes = -1;
+    size_t n = strlen(field);
+    while (file && bytes < 0 && fgets(line, sizeof line, file))
+        if (!strncmp(line, field, n) && line[n] == ':')
+            bytes = 1024 * strtoll(line + n + 1, NULL, 10);
+    if (file) fclose(file);
+    return bytes;
+}
+
+int64_t memory_base(void) {
+    enum { SIDE = 512 };
+    real *square = lplb__malloc(2 * sizeof(real) * SIDE * SIDE);
+    if (square) {
+        memset(square, 0, 2 * sizeof(real) * SIDE * SIDE);
+        matmul_forward(square + SIDE * SIDE, square, square, SIDE, SIDE, SIDE, 0);
+        lplb__free(square);
+    }
+    return status_bytes("VmRSS");
+}
+
+int64_t memory_peak(void) { return status_bytes("VmHWM"); }
