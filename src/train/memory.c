@@ -54,14 +54,15 @@ static void add_activations(const memory_input *in, const sizes *s, const param_
 }
 
 /* Sums over ranks hold every rank's piece of the replicated gradients, and the copies' gradients on
- * their way; a move holds a layer's slots three times over; a checkpoint brings a layer's experts
- * to rank 0. They do not happen together. */
+ * their way; a move has the weights, moments and gradients of what a layer sends and receives, at
+ * most all its slots; a checkpoint brings a layer's experts to rank 0. They do not happen together.
+ */
 static int64_t transient_bytes(const memory_input *in, const sizes *s, const param_layout *p,
                                int expert_ranks) {
     int64_t r = sizeof(real), X = p->expert_items, M = p->moe_layers;
     int64_t sums = in->ranks > 1 ? r * p->items : 0, state = 3 * r * X;
     if (in->ranks > expert_ranks) sums += r * M * s->slots * X;
-    int64_t moves = in->moves ? 3 * s->slots * state : 0;
+    int64_t moves = in->moves ? 8 * r * s->slots * X : 0;
     int64_t saving = in->checkpoints ? (s->slots + s->E) * state : 0;
     int64_t most = sums > moves ? sums : moves;
     return (most > saving ? most : saving) + 2 * r * M * in->config->redundant * X;

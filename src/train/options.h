@@ -27,7 +27,7 @@ typedef struct run_options {
     int32_t metrics_port; /* HTTP on rank 0, 0 = any free one, -1 = none */
     char metrics_address[64];
     char event_log[PATH_BYTES], chrome_trace[PATH_BYTES];
-    int32_t json; /* summary as JSON on stdout */
+    int32_t json;        /* summary as JSON on stdout */
     int32_t plan_memory; /* print what the run needs of memory instead of training */
 } run_options;
 

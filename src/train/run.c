@@ -255,7 +255,7 @@ static lplb_status plan_memory(run *r) {
     const run_options *o = r->options;
     memory_input in = {.config = &o->trainer,
                        .ranks = r->world->size,
-                       .moves = o->mode != MODE_NONE && o->rebalance_every > 0,
+                       .moves = o->trainer.mode != MODE_NONE && o->trainer.rebalance_every > 0,
                        .checkpoints = *o->checkpoint && r->leader,
                        .text_bytes = r->text.bytes + r->held_out.bytes,
                        .base_bytes = r->base_bytes,
