@@ -190,14 +190,14 @@ static void widen_gap(ipm_gap *gap, const plan_instance *instance, const lplb_cu
         gap->tokens = report->max_load - bound.integer_bound;
 }
 
-static void bench_solve(const char *name, lplb_solver solver, double target) {
+static void bench_solve(const char *name, lplb_solver solver, lplb_ipm_options ipm, double target) {
     const plan_case *shape = find_plan_case(name);
     plan_instance instance;
     solve_case s = {.problem = {.struct_size = sizeof s.problem}};
     instance_create(shape, 1, &instance);
     lplb_placement *placement = gpu_placement(&instance.hosts, 0);
     lplb_cuda_config config = {
-        .struct_size = sizeof config, .placement = placement, .solver = solver};
+        .struct_size = sizeof config, .placement = placement, .solver = solver, .ipm = ipm};
     OK(lplb_cuda_planner_create(&config, &s.planner));
     int64_t hosts = instance.hosts.offset[shape->experts];
     int64_t *tokens = gpu_copy(NULL, shape->experts, 8);
@@ -217,7 +217,8 @@ static void bench_solve(const char *name, lplb_solver solver, double target) {
     }
     double p50 = percentile(us, BATCHES, 0.5), p90 = percentile(us, BATCHES, 0.9);
     char label[100], more[100];
-    snprintf(label, sizeof label, "%s %s", lplb_solver_name(solver), name);
+    snprintf(label, sizeof label, "%s%s %s", lplb_solver_name(solver),
+             ipm.published ? ":published" : "", name);
     snprintf(more, sizeof more, "%g sweeps, %g moves, %lld bytes", percentile(sweeps, BATCHES, 0.5),
              percentile(moves, BATCHES, 0.5), (long long)lplb_cuda_planner_bytes(s.planner));
     if (solver == LPLB_SOLVER_IPM)
@@ -301,6 +302,54 @@ static void bench_step(const char *name, int64_t tokens, int32_t topk, int32_t e
     free(ids);
 }
 
+/* One rank's step of 32 whose counts were gathered; with locality, in nodes of 8. */
+static void bench_sources(int32_t locality) {
+    enum { RANKS = 32, EXPERTS = 256, IDS = 8192 };
+    int32_t node[RANKS];
+    int64_t *ids = malloc(IDS * 8), *counts = malloc(RANKS * EXPERTS * 8);
+    lplb_placement *placement = cube_placement(EXPERTS, RANKS);
+    step_case s = {.problem = {.struct_size = sizeof s.problem}};
+    for (int r = 0; r < RANKS; r++) node[r] = r / 8;
+    lplb_cuda_config config = {.struct_size = sizeof config,
+                               .placement = placement,
+                               .sources = RANKS,
+                               .node = node,
+                               .locality = locality,
+                               .max_ids = IDS};
+    OK(lplb_cuda_planner_create(&config, &s.planner));
+    s.ids = (lplb_cuda_ids){.struct_size = sizeof s.ids,
+                            .ids = gpu_copy(NULL, IDS, 8),
+                            .ids_dtype = LPLB_INT64,
+                            .out = gpu_copy(NULL, IDS, 8),
+                            .out_dtype = LPLB_INT64,
+                            .n = IDS,
+                            .source = RANKS / 2};
+    s.problem.source_counts = gpu_copy(NULL, RANKS * EXPERTS, 8);
+    double us[STEP_BATCHES];
+    for (int b = 0; b < STEP_BATCHES; b++) {
+        for (int r = 0; r < RANKS; r++) {
+            random_ids(ids, IDS, EXPERTS, (uint64_t)(b * RANKS + r));
+            OK(lplb_count_experts(ids, LPLB_INT64, IDS, EXPERTS, 1, counts + r * EXPERTS));
+            if (r == s.ids.source) gpu_put((void *)s.ids.ids, ids, IDS, 8);
+        }
+        gpu_put((void *)s.problem.source_counts, counts, RANKS * EXPERTS, 8);
+        us[b] = time_graph(step_body, &s);
+    }
+    lplb_cuda_report report;
+    OK(lplb_cuda_report_read(s.planner, gpu_stream(), &report));
+    OK(lplb_cuda_report_status(&report));
+    print_row(
+        locality ? "step 1024 x top-8, 32 sources, locality" : "step 1024 x top-8, 32 sources",
+        percentile(us, STEP_BATCHES, 0.5), percentile(us, STEP_BATCHES, 0.9), 0, "of one source");
+    gpu_free((void *)s.ids.ids);
+    gpu_free(s.ids.out);
+    gpu_free((void *)s.problem.source_counts);
+    lplb_cuda_planner_destroy(s.planner);
+    lplb_placement_destroy(placement);
+    free(ids);
+    free(counts);
+}
+
 int main(int argc, char **argv) {
     json = argc > 1 && strcmp(argv[1], "--json") == 0;
     if (!json) printf("%-46s %8s %8s %8s\n", "microseconds", "median", "p90", "target");
@@ -310,9 +359,12 @@ int main(int argc, char **argv) {
         double target;
     } plans[] = {{"cube4groups", 3}, {"cube8x2", 0}, {"hypercube16x2", 6}, {"torus4x8", 0},
                  {"eplb32", 0},      {"eplb64", 40}, {"eplb320", 300}};
-    for (int i = 0; i < 7; i++) bench_solve(plans[i].name, LPLB_SOLVER_EXACT, plans[i].target);
-    for (int i = 0; i < 6; i++) bench_solve(plans[i].name, LPLB_SOLVER_IPM, 0);
-    bench_solve("cube4groups", LPLB_SOLVER_EVEN, 0);
+    const lplb_ipm_options none = {0}, published = {.published = 1};
+    for (int i = 0; i < 7; i++)
+        bench_solve(plans[i].name, LPLB_SOLVER_EXACT, none, plans[i].target);
+    for (int i = 0; i < 6; i++) bench_solve(plans[i].name, LPLB_SOLVER_IPM, none, 0);
+    for (int i = 0; i < 3; i++) bench_solve(plans[i].name, LPLB_SOLVER_IPM, published, 0);
+    bench_solve("cube4groups", LPLB_SOLVER_EVEN, none, 0);
     bench_step("step 8192 x top-8, 256 experts, 4 cubes", 8192, 8, 256, 32, 0, 10);
     bench_step("step 131072 x top-8, 256 experts, 4 cubes", 131072, 8, 256, 32, 0,
                2 * copy_floor(1 << 20) + 8);
@@ -322,6 +374,7 @@ int main(int argc, char **argv) {
     bench_step("step 1024 x top-4, 64 experts, 8 ranks", 1024, 4, 64, 8, 0, 0);
     bench_step("step 128 x top-8, 256 experts, 4 cubes", 128, 8, 256, 32, 0, 0);
     bench_step("step 8192 x top-8, 4 SMs", 8192, 8, 256, 32, 4, 0);
+    for (int32_t locality = 0; locality < 2; locality++) bench_sources(locality);
     if (json) printf("]\n");
     return 0;
 }

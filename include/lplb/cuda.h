@@ -41,7 +41,8 @@ typedef struct lplb_cuda_config {
                          the batch differ from those it was made for by at most this much in total
                          (sum of |w/W - w'/W'|, 0 to 2); 0 = never */
     int32_t locality; /* nonzero: tokens stay on their source's rank, then node, where the split
-                         allows it (docs/gpu.md) */
+                         allows it, as lplb_dispatch_prepare; the split is the same without. With
+                         source_counts, or one source (docs/gpu.md) */
     int64_t max_ids;  /* most ids of a step */
     int32_t n_sms;    /* multiprocessors a step may use; 0 = all */
     /* lplb_cuda_run then shares the counts of the communicator's ranks, which are the sources
