@@ -9,6 +9,25 @@ __global__ void empty_kernel(int n) {
 #endif
 }
 
+/* Each block adds one an arrival; the last launch's arrivals make whole rounds of gridDim.x. */
+__global__ void grid_kernel(int n, uint32_t *arrived) {
+    for (int i = 0; i < n; i++) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            uint32_t before, now;
+            asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;"
+                         : "=r"(before)
+                         : "l"(arrived)
+                         : "memory");
+            uint32_t round = before / gridDim.x;
+            do
+                asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(arrived) : "memory");
+            while (now / gridDim.x == round);
+        }
+        __syncthreads();
+    }
+}
+
 __global__ void copy_kernel(const int64_t *in, int64_t *out, int64_t n) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = in[i];
@@ -50,6 +69,10 @@ void floor_empty(int blocks, int cluster, int threads, size_t shared_bytes, cuda
 
 void floor_cluster_barriers(int n, int cluster, int threads, cudaStream_t stream) {
     launch_empty(n, cluster, cluster, threads, 0, stream);
+}
+
+void floor_grid_barriers(int n, int blocks, int threads, uint32_t *arrived, cudaStream_t stream) {
+    grid_kernel<<<blocks, threads, 0, stream>>>(n, arrived);
 }
 
 void floor_copy(const int64_t *in, int64_t *out, int64_t n, cudaStream_t stream) {

@@ -253,8 +253,8 @@ template <typename K> DEVICE void pour_wide(const rows<K> *r, int32_t first, int
     int32_t component = w.lane->group >> 4;
     if (!(r->status[component] & COMPONENT_SWEEPS)) return;
     T tokens = (T)r->tokens[w.lane->expert];
-    ROLLED
     uint32_t had = 0;
+    ROLLED
     do {
         const lplb__cuda_lane at = w.lane[w.chunks * LANES];
         bool used = at.host != LPLB__CUDA_NO_HOST;
