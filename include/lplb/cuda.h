@@ -91,6 +91,11 @@ typedef struct lplb_cuda_problem {
     int64_t *split;  /* device [hosts] in the order of lplb_placement_hosts */
     int64_t *loads;  /* device [G] */
     float *share;    /* device [hosts] split / counts, for lplb_cuda_map_shares */
+    /* A device scalar, INT32 or INT64, to which every plan adds counter_add unless it met an error
+     * or did not converge: LPLB's avail_counter, which counts solved groups. NULL = none */
+    void *counter;
+    lplb_dtype counter_dtype;
+    int32_t counter_add; /* 0 = 1 */
 } lplb_cuda_problem;
 
 /* The whole step. With one source, a communicator, or source_counts given. */

@@ -42,7 +42,8 @@ class IdsStruct(ctypes.Structure):
 class Problem(ctypes.Structure):
     _fields_ = [("struct_size", c_size_t), ("source_counts", c_void_p), ("fixed", c_void_p),
                 ("counts", c_void_p), ("split", c_void_p), ("loads", c_void_p),
-                ("share", c_void_p)]
+                ("share", c_void_p), ("counter", c_void_p), ("counter_dtype", c_int),
+                ("counter_add", c_int32)]
 
 
 class CommConfig(ctypes.Structure):
@@ -263,9 +264,24 @@ class Step:
             check(self.lib.lplb_cuda_planner_update(handle, ctypes.cast(placement._handle,
                                                                         c_void_p), 0, stream))
 
-    def run(self, idx: Any, out: Any) -> Any:
-        """Maps tensor idx into out, or into a new tensor; every look-up here is on the clock."""
+    def _count_in(self, problem: Problem, counter: Any, add: int) -> None:
+        """Solved plans add to a tensor of one element on this device, or (None) to nothing."""
+        if counter is None:
+            problem.counter = None
+            return
+        if counter.device != self.counts.device:
+            raise c.bad(f"avail_counter is on {counter.device}, must be on {self.counts.device} "
+                        "like the ids")
+        problem.counter, problem.counter_add = counter.data_ptr(), add
+        problem.counter_dtype = self._dtypes[counter.dtype]
+
+    def run(self, idx: Any, out: Any, counter: Any = None, add: int = 1) -> Any:
+        """Maps tensor idx into out, or into a new tensor; every look-up here is on the clock.
+
+        counter: int32 or int64 of one element, to which `add` is added if the plan is solved.
+        """
         view = self._ids
+        self._count_in(self._problem, counter, add)
         code = self._dtypes.get(idx.dtype)
         if code is None or not idx.is_contiguous():
             idx = Ids(idx).array  # says what is wrong, or copies
@@ -290,13 +306,17 @@ class Step:
             check(status)
         return out
 
-    def solve(self, tokens: Any, fixed: Any, hosts: int) -> Any:
-        """Shares float32 [hosts] for int64 tokens [E] of all sources, fixed [G] or None."""
+    def solve(self, tokens: Any, fixed: Any, hosts: int, counter: Any, add: int) -> Any:
+        """Shares float32 [hosts] for int64 tokens [E] of all sources, fixed [G] or None.
+
+        counter, add: as in `run`.
+        """
         torch = self.torch
         share = torch.empty(hosts, dtype=torch.float32, device=tokens.device)
         problem = Problem(struct_size=ctypes.sizeof(Problem), source_counts=tokens.data_ptr(),
                           fixed=None if fixed is None else fixed.data_ptr(),
                           share=share.data_ptr())
+        self._count_in(problem, counter, add)
         check(self.lib.lplb_cuda_solve(self._handle, ctypes.byref(problem),
                                        current_stream(self.device)))
         return share

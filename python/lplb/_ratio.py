@@ -26,7 +26,7 @@ class Shares:
         """float32 [sum of hosts] in the order of the dispatcher's hosts."""
         raise NotImplementedError
 
-    def solve_on_device(self, counts: Any) -> Any:
+    def solve_on_device(self, counts: Any, counter: Any) -> Any:
         """`solve` for an int64 tensor on a GPU, without waiting for it."""
         raise NotImplementedError
 
@@ -118,7 +118,7 @@ class EdgeShares(Shares):
         if tuple(weight.shape) != self.shape:
             raise c.bad(f"o_weight has shape {tuple(weight.shape)}, must be {self.shape}")
 
-    def solve_on_device(self, counts: Any) -> Any:
+    def solve_on_device(self, counts: Any, counter: Any) -> Any:
         import torch
 
         t = self._tables.on(counts.device)
@@ -127,7 +127,8 @@ class EdgeShares(Shares):
         fixed = counts.new_zeros(self.placement.ranks)
         fixed.index_add_(0, t["to_rank"], counts.index_select(0, t["alone"]))
         step = self.planner._device_step(_arrays.device_index(counts), placement=self.placement)
-        halves = step.solve(tokens, fixed, 2 * len(self.own_first)).reshape(-1, 2)
+        halves = step.solve(tokens, fixed, 2 * len(self.own_first), counter,
+                            self.planner.n_group).reshape(-1, 2)
         kept = torch.where(t["own_first"], halves[:, 0], halves[:, 1])
         return torch.where(tokens > 0, kept, torch.ones_like(kept)).reshape(self.shape)
 
@@ -183,14 +184,14 @@ class SlotShares(Shares):
         if tuple(weight.shape) != self.shape:
             raise c.bad(f"o_weight has shape {tuple(weight.shape)}, must be {self.shape}")
 
-    def solve_on_device(self, counts: Any) -> Any:
+    def solve_on_device(self, counts: Any, counter: Any) -> Any:
         import torch
 
         t = self._tables.on(counts.device)
         # counts are of all sources already: one source
         step = self.planner._device_step(_arrays.device_index(counts),
                                          placement=self.planner.placement)
-        of_host = step.solve(counts, None, len(self.hosts.rank))
+        of_host = step.solve(counts, None, len(self.hosts.rank), counter, self.planner.n_group)
         of_host = torch.where(counts.index_select(0, t["of"]) > 0, of_host, t["even"])
         share = of_host.new_zeros(self.shape)
         share.view(-1).index_copy_(0, t["cell"], of_host.index_select(0, t["host"]) / t["copies"])

@@ -427,10 +427,8 @@ class Planner:
             step = self._device_steps.get(key)
             if step is None:
                 step = self._device_step(key[1], locality, n_sms, idx.numel())
-            out = step.run(idx, out)
+            out = step.run(idx, out, avail_counter, self.n_group)
             self._last = step
-            if avail_counter is not None:
-                avail_counter += self.n_group
             return out
         ids = Ids(idx)
         target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
@@ -595,9 +593,7 @@ class Planner:
         elif self.ep_group is not None and self.ep_group.size() > 1:
             counts = counts.clone()
             torch.distributed.all_reduce(counts, group=self.ep_group)
-        share = self._shares().solve_on_device(counts)
-        if avail_counter is not None:
-            avail_counter += self.n_group
+        share = self._shares().solve_on_device(counts, avail_counter)
         total = counts.to(torch.float32)
         if self._r2o is not None:
             total = total.reshape(self.n_group, self.group_size, -1)

@@ -136,6 +136,7 @@ static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64
         b->header->total_speed += speed_at[q];
         b->header->speeds |= speed_at[q] != speed_at[0];
     }
+    b->header->first_speed = speed_at[0];
     memset(component_of, 0xff, sizeof(uint16_t) * (size_t)G);
     for (int32_t c = 0; c < layout->components; c++) {
         const lplb__component *from = &layout->component[c];

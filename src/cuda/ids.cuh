@@ -160,10 +160,9 @@ DEVICE void number_tile(const step &a, const id_range &range) {
     part_barrier(IDS_BARRIER, range.threads);
 }
 
-/* The slot of the `number`-th token of an expert with more than two segments: the first one that
- * ends behind it. */
-DEVICE_CALL int32_t find_slot(const step &a, uint32_t segments, int32_t number) {
-    const int32_t *end = shared_array(a, end, int32_t);
+/* The segment of the `number`-th token of an expert with more than two: the first that ends behind
+ * it. */
+DEVICE_CALL int32_t find_slot(const int32_t *end, uint32_t segments, int32_t number) {
     int32_t low = (int32_t)(segments >> 16), high = low + (int32_t)(segments & 65535), last = high;
     ROLLED
     while (low < high) {
@@ -171,14 +170,17 @@ DEVICE_CALL int32_t find_slot(const step &a, uint32_t segments, int32_t number) 
         if (end[middle] > number) high = middle;
         else low = middle + 1;
     }
-    if (low == last) return -1; /* only after an error */
-    if (a.local.nodes) return shared_array(a, slot, uint16_t)[low];
-    return table(a, segment, lplb__cuda_segment)[low].slot;
+    return low == last ? -1 : low; /* -1: only after an error */
 }
 
 DEVICE int32_t slot_of(const step &a, uint32_t expert, int32_t number) {
     const expert_way way = shared_array(a, way, expert_way)[expert];
-    if (way.segments) return find_slot(a, way.segments, number);
+    if (way.segments) {
+        int32_t k = find_slot(shared_array(a, end, int32_t), way.segments, number);
+        if (k < 0) return k;
+        if (a.local.nodes) return shared_array(a, slot, uint16_t)[k];
+        return table(a, segment, lplb__cuda_segment)[k].slot;
+    }
     return (int32_t)(number < way.end ? way.slots & 65535 : way.slots >> 16);
 }
 

@@ -29,6 +29,9 @@ static lplb_status check_problem(const lplb_cuda_problem *problem) {
     if (problem->struct_size != sizeof(lplb_cuda_problem))
         return LPLB_FAIL(LPLB_INVALID, "problem.struct_size is %zu, must be %zu",
                          problem->struct_size, sizeof(lplb_cuda_problem));
+    if (problem->counter && problem->counter_dtype != LPLB_INT32 &&
+        problem->counter_dtype != LPLB_INT64)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "the counter must be int32 or int64");
     return LPLB_OK;
 }
 
@@ -50,6 +53,9 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
     step->split = problem->split;
     step->loads = problem->loads;
     step->share = problem->share;
+    step->counter = problem->counter;
+    step->counter_bytes = problem->counter_dtype == LPLB_INT64 ? 8 : 4;
+    step->counter_add = problem->counter_add ? problem->counter_add : 1;
 }
 
 /* ---- launches ---- */

@@ -47,16 +47,29 @@ template <int N> DEVICE bool sweep_pairs(pairs *p) {
     return changed != 0;
 }
 
-DEVICE bool sweep_colours(pairs *p, int32_t colours) {
+/* Until no rank is above the limit, or nothing changes any more, or long enough. Returns the sweeps
+ * that changed something. */
+template <int N> DEVICE int32_t sweep_colours(pairs *p, int32_t limit) {
+    ROLLED
+    for (int32_t sweeps = 1;; sweeps++) {
+        bool changed = sweep_pairs<N>(p);
+        uint32_t moved = votes(changed), over = votes(p->load > limit);
+        if (!moved) return sweeps - 1;
+        if (sweeps == LPLB__MAX_SWEEPS || !over) return sweeps;
+    }
+}
+
+DEVICE int32_t sweep_until_level(pairs *p, int32_t colours, int32_t limit) {
+    warp_barrier(); /* a warp that has diverged shuffles slowly */
     switch (colours) {
-    case 1: return sweep_pairs<1>(p);
-    case 2: return sweep_pairs<2>(p);
-    case 3: return sweep_pairs<3>(p);
-    case 4: return sweep_pairs<4>(p);
-    case 5: return sweep_pairs<5>(p);
-    case 6: return sweep_pairs<6>(p);
-    case 7: return sweep_pairs<7>(p);
-    default: return sweep_pairs<8>(p);
+    case 1: return sweep_colours<1>(p, limit);
+    case 2: return sweep_colours<2>(p, limit);
+    case 3: return sweep_colours<3>(p, limit);
+    case 4: return sweep_colours<4>(p, limit);
+    case 5: return sweep_colours<5>(p, limit);
+    case 6: return sweep_colours<6>(p, limit);
+    case 7: return sweep_colours<7>(p, limit);
+    default: return sweep_colours<8>(p, limit);
     }
 }
 
@@ -213,14 +226,7 @@ DEVICE int32_t solve_pairs(const lplb__cuda_component component, const uint32_t 
     p.load = lane < ranks ? load[lane] : 0;
     int32_t limit = (warp_sum(p.load + movable) + ranks - 1) / ranks;
     limit = larger(limit, warp_max(p.load));
-    ROLLED
-    for (int32_t sweeps = 1;; sweeps++) {
-        bool changed = sweep_colours(&p, component.colours);
-        uint32_t moved = votes(changed), over = votes(p.load > limit);
-        if (!moved) break;
-        spent->sweeps++;
-        if (sweeps == LPLB__MAX_SWEEPS || !over) break;
-    }
+    spent->sweeps += sweep_until_level(&p, component.colours, limit);
     if (votes(p.load > limit)) limit = meet_limit_pairs(&p, all, limit, spent);
     if (lane < ranks) load[lane] = p.load;
 #pragma unroll

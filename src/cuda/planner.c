@@ -75,11 +75,15 @@ static lplb_status check_config(const lplb_cuda_config *c) {
     return LPLB_OK;
 }
 
-static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int *clusters) {
+static lplb_status check_device(int32_t device) {
     int devices;
     LPLB_CUDA_TRY(cudaGetDeviceCount(&devices));
     if (device < 0 || device >= devices)
         return LPLB_FAIL(LPLB_RANGE, "device %d; this process sees %d", device, devices);
+    return LPLB_OK;
+}
+
+static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int *clusters) {
     LPLB_CUDA_TRY(cudaDeviceGetAttribute(sms, cudaDevAttrMultiProcessorCount, device));
     LPLB_CUDA_TRY(
         cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -268,6 +272,7 @@ static lplb_status make_uncaptured(lplb_cuda_planner *p, const lplb_cuda_config 
 lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_planner **out) {
     *out = NULL;
     LPLB_TRY(check_config(config));
+    LPLB_TRY(check_device(config->device));
     lplb_cuda_planner *p;
     LPLB_TRY(LPLB_CALLOC(p, 1));
     p->magic = PLANNER_MAGIC;

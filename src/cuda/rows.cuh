@@ -89,12 +89,22 @@ DEVICE group group_of(int32_t log2_width) {
 
 /* Over the group's lanes; largest = lanes of the warp's largest group. */
 template <typename T> DEVICE T group_sum(group g, int32_t largest, T value) {
-    ROLLED
-    for (int32_t d = 1; d < largest; d <<= 1) {
+    if (largest == LANES) return warp_sum(value); /* the only group */
+#pragma unroll
+    for (int32_t d = 1; d < LANES / 2; d <<= 1) {
+        if (d >= largest) break;
         T other = shuffle_xor(value, d);
         if (d < g.width) value += other;
     }
     return value;
+}
+
+/* Of numbers that are not negative. */
+DEVICE int32_t divide_positive(int32_t a, int32_t b) {
+    return (int32_t)((uint32_t)a / (uint32_t)b);
+}
+DEVICE int64_t divide_positive(int64_t a, int64_t b) {
+    return (int64_t)((uint64_t)a / (uint64_t)b);
 }
 
 /* The common level of the hosts that stay below it, as in pour_unit of exact.c. The set of these
@@ -108,7 +118,7 @@ DEVICE T pour_group(group g, int32_t largest, bool used, bool in, T level, T tok
         T members = (T)bits_set(votes(in) & g.lanes);
         T sum = group_sum(g, largest, in ? level : 0) + tokens;
         if (members == 0) members = 1; /* lanes without an expert */
-        height = sum / members;
+        height = divide_positive(sum, members);
         extra = sum - height * members;
         bool stays = used && level <= height;
         if (!votes(stays != in)) break;
@@ -136,34 +146,46 @@ DEVICE int64_t pour_group_speed(group g, int32_t largest, bool used, int64_t lev
     return in ? height - level + (before < extra) : 0;
 }
 
-template <typename K> DEVICE void note_change(const rows<K> *r, int32_t component, bool changed) {
-    if (changed) atomic_or(&r->status[component], COMPONENT_CHANGED);
+/* What a lane knows of its host before the rows before it are done: only its own row changes its
+ * share, and its component's status changes between sweeps. */
+template <typename K> struct lane_state {
+    typename K::number tokens, had;
+    uint32_t status;
+    int64_t speed;
+};
+
+template <typename K> DEVICE lane_state<K> state_of_lane(const rows<K> *r, lplb__cuda_lane at) {
+    typedef typename K::number T;
+    bool used = at.host != LPLB__CUDA_NO_HOST;
+    lane_state<K> s = {(T)r->tokens[at.expert], 0, r->status[at.group >> 4], 0};
+    if (used) s.had = r->x[at.host];
+    if (K::speeds && used) s.speed = r->speed[at.rank];
+    return s;
 }
 
 /* A chunk of groups of at most 32 lanes. */
 template <typename K>
-DEVICE void pour_chunk(const rows<K> *r, const lplb__cuda_lane at, int32_t largest) {
+DEVICE void pour_chunk(const rows<K> *r, lplb__cuda_lane at, lane_state<K> s, int32_t largest) {
     typedef typename K::number T;
-    int32_t component = at.group >> 4;
     bool used = at.host != LPLB__CUDA_NO_HOST;
-    bool active = used && (r->status[component] & COMPONENT_SWEEPS);
+    bool active = used && (s.status & COMPONENT_SWEEPS);
     if (!votes(active)) return;
-    T tokens = (T)r->tokens[at.expert], had = used ? r->x[at.host] : 0;
-    T level = used ? r->load[at.rank] - had : 0, share;
+    T level = used ? r->load[at.rank] - s.had : 0, share;
     if (K::speeds) {
-        share = (T)pour_group_speed(group_of(at.group & 15), largest, used, level, tokens,
-                                    used ? r->speed[at.rank] : 0);
+        share = (T)pour_group_speed(group_of(at.group & 15), largest, used, level, s.tokens,
+                                    s.speed);
     } else if (largest == 2) {
         T odd = !(lane_index() & 1);
-        share = (tokens + shuffle_xor(level, 1) - level + odd) >> 1;
-        share = smaller(larger(share, (T)0), tokens);
+        share = (s.tokens + shuffle_xor(level, 1) - level + odd) >> 1;
+        share = smaller(larger(share, (T)0), s.tokens);
     } else {
-        share = pour_group(group_of(at.group & 15), largest, used, had > 0, level, tokens);
+        share = pour_group(group_of(at.group & 15), largest, used, s.had > 0, level, s.tokens);
     }
     if (!active) return;
-    r->x[at.host] = share;
     r->load[at.rank] = level + share;
-    note_change(r, component, share != had);
+    if (share == s.had) return;
+    r->x[at.host] = share;
+    if (!(s.status & COMPONENT_CHANGED)) atomic_or(&r->status[at.group >> 4], COMPONENT_CHANGED);
 }
 
 /* One expert on several chunks: the loads without it, and the level they are filled to. */
@@ -267,10 +289,11 @@ template <typename K> DEVICE void pour_wide(const rows<K> *r, int32_t first, int
     next_level(&w, tokens, true, !had);
     ROLLED
     while (next_level(&w, tokens, false, false)) {}
-    note_change(r, component, fill_level(&w, tokens_left(&w, tokens)));
+    if (fill_level(&w, tokens_left(&w, tokens)))
+        atomic_or(&r->status[component], COMPONENT_CHANGED);
 }
 
-/* A warp's place in a row, read ahead while the row before is worked on. */
+/* A warp's place in a row. Where it is, is read two rows ahead; what is there, one row ahead. */
 typedef struct row_place {
     int32_t first, end, chunk, kind;
     lplb__cuda_lane at;
@@ -278,31 +301,39 @@ typedef struct row_place {
 
 template <typename K> DEVICE row_place place_in_row(const rows<K> *r, int32_t row) {
     row_place p;
+    row = smaller(row, r->n_rows - 1);
     p.first = (int32_t)r->row[row];
     p.end = (int32_t)r->row[row + 1];
     p.chunk = p.first + warp_index();
     int32_t any = smaller(p.chunk, r->chunks - 1);
     p.kind = r->chunk[any];
     p.at = r->lane[any * LANES + lane_index()];
+    bool ours = p.chunk < p.end && p.kind > 0 && p.kind <= LANES;
+    if (!ours) p.at.host = LPLB__CUDA_NO_HOST; /* another warp writes there */
     return p;
 }
 
 template <typename K> DEVICE void sweep_rows(const rows<K> *r) {
-    row_place next = place_in_row(r, 0);
+    row_place here = place_in_row(r, 0), next = place_in_row(r, 1);
+    lane_state<K> now = state_of_lane(r, here.at);
     ROLLED
     for (int32_t row = 0; row < r->n_rows; row++) {
-        row_place p = next;
-        if (row + 1 < r->n_rows) next = place_in_row(r, row + 1);
+        row_place after = place_in_row(r, row + 2);
+        lane_state<K> then = state_of_lane(r, next.at);
         ROLLED
-        while (p.chunk < p.end) {
-            if (p.kind > LANES) pour_wide(r, p.chunk, p.chunk - p.first);
-            else if (p.kind > 0) pour_chunk(r, p.at, p.kind);
-            p.chunk += r->threads / 32;
-            if (p.chunk >= p.end) break;
-            p.kind = r->chunk[p.chunk];
-            p.at = r->lane[p.chunk * LANES + lane_index()];
+        while (here.chunk < here.end) {
+            if (here.kind > LANES) pour_wide(r, here.chunk, here.chunk - here.first);
+            else if (here.kind > 0) pour_chunk(r, here.at, now, here.kind);
+            here.chunk += r->threads / 32;
+            if (here.chunk >= here.end) break;
+            here.kind = r->chunk[here.chunk];
+            here.at = r->lane[here.chunk * LANES + lane_index()];
+            now = state_of_lane(r, here.at);
         }
         rows_barrier(r);
+        here = next;
+        next = after;
+        now = then;
     }
 }
 

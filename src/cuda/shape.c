@@ -54,13 +54,14 @@ enum {
     CLUSTER_BLOCK_IDS = 2048,
     GRID_CLUSTER = 8,
     IDS_OF_A_THREAD = 8,
-    LEAST_ID_WARPS = 4
+    LEAST_ID_WARPS = 4,
+    NO_ID_WARPS = 12 /* without ids: more hands to read counts and write results */
 };
 
 static int32_t id_warps(int64_t n, int64_t blocks, int32_t most) {
     int64_t ids = (n + blocks - 1) / blocks, of_a_warp = IDS_OF_A_THREAD * LPLB__CUDA_LANES;
     int64_t warps = (ids + of_a_warp - 1) / of_a_warp;
-    if (warps < LEAST_ID_WARPS) warps = LEAST_ID_WARPS;
+    if (warps < LEAST_ID_WARPS) warps = n ? LEAST_ID_WARPS : NO_ID_WARPS;
     return warps < most ? (int32_t)warps : most;
 }
 

@@ -9,15 +9,19 @@
 
 #include "cuda/block.cuh"
 
+enum { ROWS_AT_ONCE = 8 };
+
 /* To every block of the cluster: row `me` of its rows. */
 DEVICE void send_to_cluster(const step &a, const uint32_t *count, int32_t row, int32_t begin,
                             int32_t end) {
     uint32_t *target = shared_array(a, rows, uint32_t) + row * a.experts;
     int32_t warps = block_threads() / 32;
     ROLLED
-    for (int32_t peer = warp_index(); peer < cluster_blocks(); peer += warps) ROLLED
-    for (int32_t e = begin + lane_index(); e < end; e += 32)
-        cluster_store(&target[e], peer, count[e - begin]);
+    for (int32_t peer = warp_index(); peer < cluster_blocks(); peer += warps) {
+#pragma unroll 8
+        for (int32_t e = begin + lane_index(); e < end; e += 32)
+            cluster_store(&target[e], peer, count[e - begin]);
+    }
 }
 
 /* Polls one word; after the timeout the count is taken as 0 and the step's error is set. */
@@ -74,10 +78,16 @@ DEVICE void share_counts(const step &a, uint32_t epoch) {
     for (int32_t e = thread_index(); e < E; e += block_threads()) {
         uint32_t total = 0, before = 0;
         ROLLED
-        for (int32_t b = 0; b < blocks; b++) {
-            uint32_t count = rows[b * E + e];
-            if (b < me) before += count;
-            total += count;
+        for (int32_t first = 0; first < blocks; first += ROWS_AT_ONCE) {
+            uint32_t count[ROWS_AT_ONCE];
+#pragma unroll
+            for (int32_t k = 0; k < ROWS_AT_ONCE; k++)
+                count[k] = first + k < blocks ? rows[(first + k) * E + e] : 0;
+#pragma unroll
+            for (int32_t k = 0; k < ROWS_AT_ONCE; k++) {
+                if (first + k < me) before += count[k];
+                total += count[k];
+            }
         }
         mine[e] = (int32_t)total;
         base[e] = before;

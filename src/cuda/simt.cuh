@@ -114,6 +114,10 @@ DEVICE int cluster_rank() {
 DEVICE void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+/* Says that we run, of no memory. */
+DEVICE void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 /* *target of block `rank` of the cluster = value; target is an address in our shared memory */
 DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
@@ -125,6 +129,7 @@ DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
 DEVICE int cluster_blocks() { return 1; }
 DEVICE int cluster_rank() { return 0; }
 DEVICE void cluster_arrive() {}
+DEVICE void cluster_arrive_relaxed() {}
 DEVICE void cluster_wait() { __syncthreads(); }
 DEVICE void cluster_store(uint32_t *target, int, uint32_t value) { *target = value; }
 #endif
@@ -141,6 +146,13 @@ DEVICE double reciprocal(double x) {
 DEVICE float reciprocal(float x) { return 1 / x; }
 
 /* ---- memory ---- */
+
+/* 16 bytes from device memory to our shared memory; there after await_quads by the same thread. */
+DEVICE void send_quad(void *shared, const void *global) {
+    uint32_t target = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
+}
+DEVICE void await_quads() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 /* A word that carries its own flag: whole when read, ordered with nothing else. */
 DEVICE uint64_t load_word(const uint64_t *word) {

@@ -15,23 +15,28 @@ enum { NARROW_BITS = 30 };
 
 /* ---- totals ---- */
 
+enum { SOURCES_AT_ONCE = 8 };
+
 /* tokens and before, from counts that the caller has gathered. */
 DEVICE void gather_sources(const step &a, int32_t from, int32_t threads) {
     int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     ROLLED
     for (int32_t e = from; e < a.experts; e += threads) {
-        int64_t total = 0, earlier = 0;
+        int64_t total = 0, earlier = 0, wrong = 0, count[SOURCES_AT_ONCE];
         ROLLED
-        for (int32_t s = 0; s < a.sources; s++) {
-            int64_t count = a.source_counts[(int64_t)s * a.experts + e];
-            if (count < 0 || count > INT64_MAX - total) { /* settle_totals finds both */
-                total = count < 0 ? INT64_MIN : INT64_MAX;
-                break;
+        for (int32_t first = 0; first < a.sources; first += SOURCES_AT_ONCE) {
+#pragma unroll
+            for (int32_t s = first, k = 0; k < SOURCES_AT_ONCE; k++, s++)
+                count[k] = s < a.sources ? a.source_counts[(int64_t)s * a.experts + e] : 0;
+#pragma unroll
+            for (int k = 0; k < SOURCES_AT_ONCE; k++) {
+                if (count[k] < 0) wrong = INT64_MIN;
+                else if (count[k] > INT64_MAX - total) wrong = wrong ? wrong : INT64_MAX;
+                else total += count[k];
+                if (first + k == a.source - 1) earlier = total;
             }
-            if (s < a.source) earlier += count;
-            total += count;
         }
-        tokens[e] = total;
+        tokens[e] = wrong ? wrong : total; /* settle_totals finds both */
         before[e] = earlier;
     }
 }
@@ -176,7 +181,7 @@ template <typename T> DEVICE bool is_tolerable(const step &a, int64_t total) {
 }
 
 /* The even split if the step wants it; true: it stays. */
-template <typename T> DEVICE_CALL bool settle_for_even(const step &a) {
+template <typename T> DEVICE bool settle_for_even(const step &a) {
     block_state *state = state_of(a);
     split_evenly<T>(a, false);
     block_barrier();
@@ -317,7 +322,7 @@ template <typename K> DEVICE rows<K> rows_of(const step &a) {
     r.components = header_of(a)->components;
     r.n_rows = header_of(a)->rows;
     r.chunks = header_of(a)->chunks;
-    r.threads = a.solver_warps * 32;
+    r.threads = larger(smaller(a.solver_warps, header_of(a)->widest_row), 1) * 32;
     return r;
 }
 
@@ -341,6 +346,7 @@ template <typename K> DEVICE int64_t *movable_tokens(const step &a, const rows<K
 
 template <typename K> DEVICE_CALL void solve_components_as_rows(const step &a) {
     rows<K> r = rows_of<K>(a);
+    if (thread_index() >= r.threads) return; /* fewer warps meet sooner */
     effort spent = {0, 0, 0};
     limit bound = {0, 1};
     first_limits(&r, movable_tokens(a, &r));
@@ -360,7 +366,7 @@ template <typename K> DEVICE_CALL void solve_components_as_rows(const step &a) {
 /* ---- one plan ---- */
 
 /* For is_tolerable, when settle_totals had no reason to. */
-DEVICE_CALL void add_up_total(const step &a) {
+DEVICE void add_up_total(const step &a) {
     int64_t *total = &state_of(a)->total;
     ROLLED
     for (int32_t e = thread_index(); e < a.experts; e += block_threads())

@@ -8,22 +8,12 @@
 #include "cuda/share.cuh"
 #include "cuda/solve.cuh"
 
-enum { COPY_BATCH = 8 };
-
-/* By threads from.. in steps of `threads`; loads of a batch before its stores. */
-DEVICE void copy_quads(uint32_t to, const quad *source, int32_t quads, int32_t from,
+/* By threads from.. in steps of `threads`, each of which must await_quads. */
+DEVICE void send_quads(uint32_t to, const quad *source, int32_t quads, int32_t from,
                        int32_t threads) {
     quad *target = (quad *)(shared_memory() + to);
     ROLLED
-    for (int32_t i = from; i < quads; i += COPY_BATCH * threads) {
-        quad batch[COPY_BATCH];
-#pragma unroll
-        for (int k = 0; k < COPY_BATCH; k++)
-            if (i + k * threads < quads) batch[k] = source[i + k * threads];
-#pragma unroll
-        for (int k = 0; k < COPY_BATCH; k++)
-            if (i + k * threads < quads) target[i + k * threads] = batch[k];
-    }
+    for (int32_t i = from; i < quads; i += threads) send_quad(&target[i], &source[i]);
 }
 
 /* The warps that look after ids: the first tile is sent for, their counters cleared. */
@@ -36,26 +26,29 @@ DEVICE void begin_ids(const step &a, const id_range &range, uint64_t *raw) {
     clear_quads(a.shared.seen, range.threads / 32 * (a.experts + 1) * 4, first, range.threads);
 }
 
-/* The warps that plan: tables, gathered counts, everything else that starts from zero. */
+/* The warps that plan: tables, gathered counts, everything else that starts from zero. All that is
+ * read is under way before anything is waited for. */
 DEVICE void begin_plan(const step &a, uint64_t turn) {
     int32_t t = thread_index(), threads = a.solver_warps * 32;
     int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
     int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
+    send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16, t,
+               threads);
+    send_quads(a.shared.edges, cold_table(a, edge, quad), edge_words / 4, t, threads);
     clear_quads(a.shared.state, sizeof(block_state), t, threads);
     clear_quads(a.shared.own, a.experts * (int32_t)sizeof(uint32_t), t, threads);
     clear_quads(a.shared.load, a.ranks * (int32_t)sizeof(int64_t), t, threads);
-    copy_quads(a.shared.edges, cold_table(a, edge, quad), edge_words / 4, t, threads);
-    copy_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16, t,
-               threads);
-    if (a.source_counts) gather_sources(a, t, threads);
+    if (a.source_counts && (a.stages & LPLB__CUDA_STAGE_COUNT)) gather_sources(a, t, threads);
     warp_barrier(); /* the state's first quads were cleared by this warp */
-    if (t != 0) return;
-    block_state *state = state_of(a);
-    state->narrow = 1;
-    state->bound_denominator = 1;
-    state->turn = turn;
-    if (a.reuse) state->cached = a.memory->cached;
-    if (a.reuse) state->current = a.memory->current;
+    if (t == 0) {
+        block_state *state = state_of(a);
+        state->narrow = 1;
+        state->bound_denominator = 1;
+        state->turn = turn;
+        if (a.reuse) state->cached = a.memory->cached;
+        if (a.reuse) state->current = a.memory->current;
+    }
+    await_quads();
 }
 
 /* Tokens of the hosts, by whatever the stages say; meanwhile the other warps number the ids. */
@@ -101,8 +94,15 @@ template <typename K> DEVICE limit widest_bound(const step &a, int64_t *most) {
     return warp_max_limit<K>(bound);
 }
 
+/* By one thread. */
+DEVICE void add_to_counter(const step &a, int32_t outcome) {
+    if (!a.counter || outcome < 0 || outcome == LPLB_OUTCOME_NOT_CONVERGED) return;
+    if (a.counter_bytes == 8) atomic_add((int64_t *)a.counter, (int64_t)a.counter_add);
+    else atomic_add((int32_t *)a.counter, a.counter_add);
+}
+
 /* By one warp. */
-DEVICE_CALL void write_report(const step &a) {
+DEVICE void write_report(const step &a) {
     const block_state *state = state_of(a);
     int64_t most = 0;
     limit bound = header_of(a)->speeds ? widest_bound<speed_loads>(a, &most)
@@ -111,6 +111,7 @@ DEVICE_CALL void write_report(const step &a) {
     lplb_cuda_report *report = &a.memory->report;
     bool exact = state->outcome == LPLB_OUTCOME_OPTIMAL;
     atomic_add(&report->steps, (uint64_t)1);
+    add_to_counter(a, state->outcome);
     report->outcome = state->outcome;
     report->reused = state->reused;
     report->sweeps = state->sweeps;
@@ -120,7 +121,7 @@ DEVICE_CALL void write_report(const step &a) {
     report->bound_numerator = exact ? bound.numerator : 0;
     report->bound_denominator = exact ? bound.denominator : 1;
     if (exact && !header_of(a)->speeds)
-        report->bound_denominator = cold_table(a, speed, int64_t)[0];
+        report->bound_denominator = header_of(a)->first_speed;
 }
 
 DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
@@ -139,7 +140,7 @@ DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
 }
 
 /* By threads from.. in steps of `threads`. */
-DEVICE_CALL void write_results(const step &a, int32_t from, int32_t threads) {
+DEVICE void write_results(const step &a, int32_t from, int32_t threads) {
     const block_state *state = state_of(a);
     const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
@@ -184,15 +185,17 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     uint32_t epoch = 0;
     uint64_t raw[KEPT];
     stamp(a, 0);
-    cluster_arrive();
+    cluster_arrive_relaxed();
     id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
     uint64_t turn = range.warp < 0 && shares_with_peers(a) ? next_turn(a) : 0; /* sent for early */
     if (range.warp < 0) begin_plan(a, turn);
     else begin_ids(a, range, raw);
+    bool counts = a.stages & LPLB__CUDA_STAGE_COUNT;
+    if (a.source_counts && !counts) gather_sources(a, thread_index(), block_threads());
     block_barrier();
     stamp(a, 1);
-    if (a.stages & LPLB__CUDA_STAGE_COUNT) {
+    if (counts) {
         count_block(a, range, raw);
         block_barrier();
         stamp(a, 2);
@@ -213,9 +216,8 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
             stamp(a, 7);
             map_block(a, range);
         }
-        if (first && !maps) write_results(a, thread_index(), block_threads());
-        if (first && maps && range.warp < 0)
-            write_results(a, thread_index(), block_threads() - range.threads);
+        int32_t writers = maps ? block_threads() - range.threads : block_threads();
+        if (first && thread_index() < writers) write_results(a, thread_index(), writers);
         if (first && warp_index() == 0 && (a.stages & LPLB__CUDA_STAGE_SOLVE)) write_report(a);
     } else if (first && a.counts) {
         write_counts(a);
@@ -232,9 +234,10 @@ DEVICE void begin_ipm(const step &a) {
     clear_shared(a.shared.state, sizeof(block_state));
     clear_shared(a.shared.load, a.ranks * (int32_t)sizeof(int64_t));
     clear_shared(a.ipm.result, sizeof(ipm_total));
-    copy_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16,
+    send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16,
                thread_index(), block_threads());
     gather_sources(a, thread_index(), block_threads());
+    await_quads();
     warp_barrier(); /* the state was cleared by the first warp */
     if (thread_index() != 0) return;
     block_state *state = state_of(a);

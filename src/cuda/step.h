@@ -131,6 +131,8 @@ typedef struct lplb__cuda_step {
     const float *share_in;           /* [hosts] */
     int64_t *counts, *split, *loads; /* outputs or NULL */
     float *share;
+    void *counter;                      /* or NULL */
+    int32_t counter_bytes, counter_add; /* 4 or 8 */
     lplb__cuda_peers peers;
 } lplb__cuda_step;
 

@@ -69,7 +69,7 @@ typedef struct lplb__cuda_header {
     int32_t tag;                         /* of what ranks that share counts must have alike */
     int32_t largest_ranks, largest_rows; /* of a component: ranks; ranks and movable experts */
     int32_t team_warps[2]; /* that solve a component together, by its ranks and by its rows */
-    int64_t total_speed;
+    int64_t total_speed, first_speed; /* of all ranks; of the one at position 0 */
 } lplb__cuda_header;
 
 /* Offsets in bytes of the sections, for the largest shape. The first hot_bytes are copied to shared

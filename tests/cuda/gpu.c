@@ -61,6 +61,8 @@ void gpu_fetch(void *to, const void *device, int64_t n, size_t bytes) {
 }
 
 void gpu_put(void *device, const void *from, int64_t n, size_t bytes) {
+    CUDA(cudaDeviceSynchronize()); /* our stream does not wait for the default one, nor it for ours
+                                    */
     CUDA(cudaMemcpy(device, from, (size_t)n * bytes, cudaMemcpyHostToDevice));
     CUDA(cudaDeviceSynchronize()); /* the copy may still be on its way to the device */
 }

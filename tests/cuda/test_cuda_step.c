@@ -417,6 +417,42 @@ static void test_bad_counts(void) {
     world_destroy(&w);
 }
 
+/* Solved plans are counted, others are not. */
+static void test_counter(void) {
+    world w;
+    id_arrays arrays;
+    int32_t narrow = 40, narrow_after;
+    int64_t wide = INT64_C(1) << 40, wide_after;
+    world_create("cube8x2", 0, 2, 500, &w);
+    world_draw(&w, 1);
+    lplb_cuda_planner *planner = make_planner(&w, 0, 0);
+    id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
+    put_ids(&arrays, w.ids);
+    lplb_cuda_problem problem = problem_of(&w);
+    problem.counter = gpu_copy(&narrow, 1, sizeof narrow);
+    problem.counter_dtype = LPLB_INT32;
+    OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
+    OK(lplb_cuda_solve(planner, &problem, gpu_stream()));
+    gpu_fetch(&narrow_after, problem.counter, 1, sizeof narrow);
+    CHECK(narrow_after == narrow + 2, "int32 counter: %d", narrow_after);
+    gpu_free(problem.counter);
+    problem.counter = gpu_copy(&wide, 1, sizeof wide);
+    problem.counter_dtype = LPLB_INT64;
+    problem.counter_add = 4;
+    OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
+    w.counts[3] = -1;
+    gpu_put(w.device_counts, w.counts, 2 * w.placement->experts, sizeof(int64_t));
+    OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
+    gpu_fetch(&wide_after, problem.counter, 1, sizeof wide);
+    CHECK(wide_after == wide + 4, "int64 counter: %lld", (long long)wide_after);
+    problem.counter_dtype = LPLB_UINT8;
+    CHECK(lplb_cuda_solve(planner, &problem, gpu_stream()) == LPLB_UNSUPPORTED, "uint8 counter");
+    gpu_free(problem.counter);
+    id_arrays_destroy(&arrays);
+    lplb_cuda_planner_destroy(planner);
+    world_destroy(&w);
+}
+
 static void test_bad_split(void) {
     world w;
     id_arrays arrays;
@@ -672,6 +708,7 @@ int main(int argc, char **argv) {
                               {"pieces", test_pieces},
                               {"number_of_ids_on_the_device", test_number_of_ids_on_the_device},
                               {"shares", test_shares},
+                              {"counter", test_counter},
                               {"bad_ids", test_bad_ids},
                               {"bad_counts", test_bad_counts},
                               {"bad_split", test_bad_split},

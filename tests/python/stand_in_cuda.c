@@ -1,6 +1,7 @@
 /* A stand-in for liblplb_cuda on the CPU: the functions that the Python package calls, over host
  * memory, so that its GPU paths can be tested where there is no GPU. */
 #include <lplb/cuda_comm.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,6 +95,10 @@ static lplb_status solve(lplb_cuda_planner *p, const lplb_cuda_problem *problem,
     p->report.outcome = plan.outcome;
     p->report.max_load = plan.max_load;
     p->report.steps++;
+    bool solved = problem->counter && plan.outcome != LPLB_OUTCOME_NOT_CONVERGED;
+    int32_t add = problem->counter_add ? problem->counter_add : 1;
+    if (solved && problem->counter_dtype == LPLB_INT64) *(int64_t *)problem->counter += add;
+    else if (solved) *(int32_t *)problem->counter += add;
     size_t n = (size_t)hosts->offset[hosts->experts];
     if (problem->counts)
         memcpy(problem->counts, p->tokens, (size_t)hosts->experts * sizeof(int64_t));

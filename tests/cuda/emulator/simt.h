@@ -124,6 +124,7 @@ DEVICE void part_barrier(int id, int threads) { emulated_barrier_any(id, threads
 DEVICE int cluster_blocks() { return emulated_self->block->cluster->blocks; }
 DEVICE int cluster_rank() { return block_index() % cluster_blocks(); }
 void cluster_arrive();
+DEVICE void cluster_arrive_relaxed() { cluster_arrive(); }
 void cluster_wait();
 DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
     ptrdiff_t at = (unsigned char *)target - shared_memory();
@@ -132,6 +133,8 @@ DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
 
 template <typename T> DEVICE T reciprocal(T x) { return 1 / x; }
 
+DEVICE void send_quad(void *shared, const void *global) { memcpy(shared, global, 16); }
+DEVICE void await_quads() {}
 DEVICE uint64_t load_word(const uint64_t *word) { return *word; }
 DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
