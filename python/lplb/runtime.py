@@ -1,0 +1,687 @@
+"""The balancing runtime (docs/runtime.md): trackers, rebalance manager, monitor, advice.
+
+    manager = Manager(layers, experts, ranks, slots, algorithm="search")
+    manager.step(step, counts)          # after every batch, the same on every rank
+    manager.placement                   # the mapping in force
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import warnings
+from ctypes import POINTER, c_char, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t
+from ctypes import c_uint64, c_void_p
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+from . import _library as c
+from ._arrays import Array, address, as_integers, as_numpy
+from .placement import Move, Placement
+
+_STAGES = {"all": -1, "prefill": 0, "decode": 1}
+_MARKS = {"dummy": 0, "missing": 1}
+_KINDS = {"ewma": 0, "window": 1, "stages": 2}
+_MODES = {"adaptive": 0, "periodic": 1}
+_ALGORITHMS = {"eplb": 0, "search": 2}
+
+
+# ---- structs of the C interface, in the order of include/lplb ------------------------------------
+
+
+class _TrackerConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("kind", c_int), ("layers", c_int32),
+                ("experts", c_int32), ("window", c_int32), ("alpha", c_double),
+                ("prefill_alpha", c_double), ("decode_alpha", c_double), ("samples", c_int32)]
+
+
+class _TrackerStats(ctypes.Structure):
+    _fields_ = [("batches", c_int64), ("stage", c_int64 * 2), ("zero", c_int64),
+                ("dummy", c_int64), ("missing", c_int64), ("zero_layers", c_int64),
+                ("refused", c_int64)]
+
+
+class _ForecasterConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("layers", c_int32), ("experts", c_int32),
+                ("block", c_int32), ("period", c_int32), ("level", c_double), ("trend", c_double),
+                ("season", c_double), ("damping", c_double)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [("step", c_int64), ("kind", c_int), ("status", c_int), ("layer", c_int32),
+                ("rank", c_int32), ("layers", c_int64), ("moves", c_int64), ("before", c_double),
+                ("after", c_double), ("text", c_char * 200)]
+
+
+_AGREE = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_int32, POINTER(c_int32))
+_STAGE = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c.Move), c_int64)
+_STAGED = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32)
+_COMMIT = ctypes.CFUNCTYPE(None, c_void_p, c_int32, POINTER(c_int32))
+_DISCARD = ctypes.CFUNCTYPE(None, c_void_p, c_int32)
+_EVENT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(_Event))
+
+
+class _Hooks(ctypes.Structure):
+    _fields_ = [("user", c_void_p), ("agree", _AGREE), ("stage", _STAGE), ("staged", _STAGED),
+                ("commit", _COMMIT), ("discard", _DISCARD), ("event", _EVENT),
+                ("place", c_void_p)]
+
+
+class _ManagerConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("layers", c_int32), ("experts", c_int32),
+                ("ranks", c_int32), ("slots", c_int32), ("slots_per_rank", c_void_p),
+                ("nodes", c_int32), ("groups", c_int32), ("initial", c_void_p),
+                ("tracker", _TrackerConfig), ("forecaster", c_void_p), ("mode", c_int),
+                ("interval", c_int64), ("min_interval", c_int64), ("max_interval", c_int64),
+                ("shorter_above", c_double), ("longer_below", c_double), ("adopt_lag", c_int64),
+                ("algorithm", c_int), ("even_split", c_int32), ("effort", c_int32),
+                ("max_moves_per_layer", c_int64), ("max_moves", c_int64), ("move_rate", c_double),
+                ("move_cost", c_double), ("keep_below", c_double), ("min_gain", c_double),
+                ("always", c_int32), ("seed", c_uint64), ("expert_bytes", c_int64),
+                ("link_bytes_per_s", c_double), ("token_ns", c_double), ("exposed", c_double),
+                ("hysteresis", c_double), ("layers_per_chunk", c_int32),
+                ("moves_per_chunk", c_int64), ("move_lag", c_int64), ("load_lost", c_int32),
+                ("synchronous", c_int32), ("threads", c_int32), ("worker_timeout_s", c_double),
+                ("hooks", _Hooks), ("monitor", c_void_p)]
+
+
+class _ManagerStats(ctypes.Structure):
+    _fields_ = [(name, c_int64) for name in
+                ("steps", "requests", "skipped", "refused", "adopted", "layers_switched", "moves",
+                 "moved_bytes", "loaded", "move_failures", "worker_failures", "fallbacks",
+                 "recoveries", "loads_refused", "interval", "place_ns", "wait_ns")]
+    _fields_ += [("dead_ranks", c_int32), ("usable", c_int32), ("pending", c_int32),
+                 ("variance", c_double), ("balance_loss", c_double),
+                 ("predicted_before", c_double), ("predicted_after", c_double)]
+
+
+class _MonitorConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("ranks", c_int32), ("job", c_char_p),
+                ("serve", c_int32), ("port", c_int32), ("address", c_char_p),
+                ("event_log", c_char_p), ("event_log_bytes", c_int64), ("trace", c_char_p),
+                ("trace_bytes", c_int64)]
+
+
+class _StepData(ctypes.Structure):
+    _fields_ = [("step", c_int64), ("tokens", c_int64), ("step_ns", c_int64), ("plan_ns", c_int64),
+                ("dispatch_ns", c_int64), ("comm_ns", c_int64), ("comm_bytes", c_int64),
+                ("moved_tokens", c_int64), ("imbalance", c_double), ("worst_imbalance", c_double),
+                ("rank_load", c_void_p)]
+
+
+class _AdviseConfig(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("ranks", c_int32), ("nodes", c_int32),
+                ("batch_tokens", c_int64), ("topk", c_int32), ("most_redundant", c_int32),
+                ("expert_bytes", c_int64), ("token_ns", c_double), ("plan_us", c_double),
+                ("seed", c_uint64), ("threads", c_int32)]
+
+
+class _Measures(ctypes.Structure):
+    _fields_ = [(name, c_double) for name in ("cv", "worst_cv", "hottest", "worst_hottest",
+                                              "contiguous", "worst_contiguous")]
+    _fields_ += [("layers", c_int32)]
+
+
+class _Point(ctypes.Structure):
+    _fields_ = [("redundant", c_int32), ("slots", c_int32), ("even", c_double),
+                ("exact", c_double), ("bytes", c_int64)]
+
+
+class _TopologyAdvice(ctypes.Structure):
+    _fields_ = [("name", c_char * 40), ("exact", c_double)]
+
+
+class _BatchAdvice(ctypes.Structure):
+    _fields_ = [("tokens", c_int64), ("even", c_double), ("exact", c_double),
+                ("gain_us", c_double)]
+
+
+class _Advice(ctypes.Structure):
+    _fields_ = [("measures", _Measures), ("experts", c_int32), ("layers", c_int32),
+                ("ranks", c_int32), ("held_out", c_int32), ("rule_groups", c_int32),
+                ("rule_redundant", c_int32), ("points", c_int32), ("knee", c_int32),
+                ("point", _Point * 17), ("topologies", c_int32),
+                ("topology", _TopologyAdvice * 8), ("plan_us", c_double),
+                ("plan_measured", c_int32), ("batches", c_int32), ("batch", _BatchAdvice * 10),
+                ("break_even_tokens", c_double)]
+
+
+_P, _I32, _I64 = c_void_p, c_int32, c_int64
+c.PROTOTYPES.update({
+    "lplb_tracker_create": (c_int, POINTER(_TrackerConfig), _P),
+    "lplb_tracker_destroy": (None, _P),
+    "lplb_tracker_update": (c_int, _P, c_int, _P),
+    "lplb_tracker_update_real": (c_int, _P, c_int, _P),
+    "lplb_tracker_update_pairs": (c_int, _P, c_int, _P, _P, _P),
+    "lplb_tracker_mark": (c_int, _P, c_int),
+    "lplb_tracker_get_stats": (None, _P, POINTER(_TrackerStats)),
+    "lplb_tracker_mean": (c_int, _P, c_int, _P),
+    "lplb_tracker_variance": (c_int, _P, c_int, _P),
+    "lplb_tracker_counts": (c_int, _P, c_int, c_double, _P),
+    "lplb_tracker_samples": (c_int, _P, c_int, _I64, _P, POINTER(c_int64)),
+    "lplb_tracker_covariance": (c_int, _P, c_int, _I32, _I32, _P, POINTER(c_int32)),
+    "lplb_tracker_save_bytes": (c_size_t, _P),
+    "lplb_tracker_save": (c_int, _P, _P, c_size_t),
+    "lplb_tracker_restore": (c_int, _P, _P, c_size_t),
+    "lplb_forecaster_create": (c_int, POINTER(_ForecasterConfig), _P),
+    "lplb_forecaster_destroy": (None, _P),
+    "lplb_forecaster_update": (c_int, _P, _P),
+    "lplb_forecaster_predict": (c_int, _P, _P, _P),
+    "lplb_forecaster_error": (c_int, _P, _I32, POINTER(c_double), POINTER(c_double)),
+    "lplb_forecaster_save_bytes": (c_size_t, _P),
+    "lplb_forecaster_save": (c_int, _P, _P, c_size_t),
+    "lplb_forecaster_restore": (c_int, _P, _P, c_size_t),
+    "lplb_event_name": (c_char_p, c_int),
+    "lplb_manager_create": (c_int, POINTER(_ManagerConfig), _P),
+    "lplb_manager_destroy": (None, _P),
+    "lplb_manager_step": (c_int, _P, _I64, c_int, _P),
+    "lplb_manager_step_real": (c_int, _P, _I64, c_int, _P),
+    "lplb_manager_set_dead": (c_int, _P, _P),
+    "lplb_manager_reset": (c_int, _P, POINTER(c.PlacementStruct)),
+    "lplb_manager_placement": (c_int, _P, POINTER(POINTER(c.PlacementStruct))),
+    "lplb_manager_get_stats": (None, _P, POINTER(_ManagerStats)),
+    "lplb_manager_events": (_I64, _P, POINTER(_Event), _I64),
+    "lplb_manager_save_bytes": (c_size_t, _P),
+    "lplb_manager_save": (c_int, _P, _P, c_size_t),
+    "lplb_manager_restore": (c_int, _P, _P, c_size_t),
+    "lplb_placement_copy": (c_int, POINTER(c.PlacementStruct),
+                            POINTER(POINTER(c.PlacementStruct))),
+    "lplb_monitor_create": (c_int, POINTER(_MonitorConfig), _P),
+    "lplb_monitor_destroy": (None, _P),
+    "lplb_monitor_port": (_I32, _P),
+    "lplb_monitor_step": (None, _P, POINTER(_StepData)),
+    "lplb_monitor_measure": (None, _P, _I32, _I32, _P, POINTER(_StepData)),
+    "lplb_monitor_redundant_bytes": (None, _P, _I64),
+    "lplb_monitor_render": (c_int, _P, c_int, _P, c_size_t, POINTER(c_size_t)),
+    "lplb_range_begin": (_I64, c_char_p),
+    "lplb_range_end": (None, _P, c_char_p, _I32, _I64),
+    "lplb_trace_read": (c_int, c_char_p, _P, POINTER(POINTER(c.Trace))),
+    "lplb_trace_destroy": (None, POINTER(c.Trace)),
+    "lplb_advise": (c_int, POINTER(c.Trace), POINTER(_AdviseConfig), POINTER(_Advice)),
+})
+
+
+def _one_of(what: str, value: str, table: dict[str, int]) -> int:
+    if value not in table:
+        raise c.bad(f"{what} '{value}' is not one of {', '.join(table)}")
+    return table[value]
+
+
+def _plain(struct: ctypes.Structure) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name, *_ in struct._fields_}
+
+
+class _Handle:
+    """Owner of one object of the library, whose functions begin with _prefix."""
+
+    _prefix = ""
+    _handle: int | None = None
+
+    def _make(self, config: ctypes.Structure) -> None:
+        config.struct_size = ctypes.sizeof(config)
+        out = c_void_p()
+        c.check(self._call("create", ctypes.byref(config), ctypes.byref(out)))
+        self._handle = out.value
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return getattr(c.library(), f"lplb_{self._prefix}_{name}")(*arguments)
+
+    def __del__(self) -> None:
+        if self._handle and c._library is not None:
+            self._call("destroy", self._handle)
+            self._handle = None
+
+    def _counts(self, counts: Array, shape: tuple[int, ...]) -> np.ndarray:
+        out = as_integers(counts, "counts")
+        if out.shape != shape:
+            raise c.bad(f"counts has shape {out.shape}, must be {list(shape)}")
+        return out
+
+
+class _Saved(_Handle):
+    def save(self) -> bytes:
+        """The state, for the same build of the library and the same configuration."""
+        buffer = ctypes.create_string_buffer(self._call("save_bytes", self._handle))
+        c.check(self._call("save", self._handle, buffer, len(buffer)))
+        return buffer.raw
+
+    def restore(self, state: bytes) -> None:
+        c.check(self._call("restore", self._handle, bytes(state), len(state)))
+
+
+# ---- trackers ------------------------------------------------------------------------------------
+
+
+def _tracker_config(layers: int, experts: int, kind: str, options: dict[str, Any]
+                    ) -> _TrackerConfig:
+    return _TrackerConfig(ctypes.sizeof(_TrackerConfig), _one_of("tracker", kind, _KINDS), layers,
+                          experts, **options)
+
+
+class Tracker(_Saved):
+    """What each expert of each layer has been asked for lately: tokens a batch.
+
+    kind: "ewma" (alpha, 0.05), "window" (window, 1000 batches), "stages" (an average for prefill,
+    prefill_alpha 0.15, and one for decode, decode_alpha 0.05). samples: batches kept whole.
+    """
+
+    _prefix = "tracker"
+
+    def __init__(self, layers: int, experts: int, kind: str = "ewma", **options: Any) -> None:
+        config = _tracker_config(layers, experts, kind, options)
+        self.layers, self.experts = layers, experts
+        self._samples = config.samples or 8
+        self._rows = 2 if kind == "stages" else 1
+        self._make(config)
+
+    def update(self, counts: Array, stage: str = "decode") -> None:
+        """One batch: counts [L][E]; floats that are not whole are loads."""
+        given = as_numpy(counts)
+        if given.dtype.kind == "f":
+            loads = np.ascontiguousarray(given, dtype=np.float32)
+            if loads.shape != (self.layers, self.experts):
+                raise c.bad(f"loads has shape {loads.shape}, must be "
+                            f"[{self.layers}][{self.experts}]")
+            c.check(self._call("update_real", self._handle, _one_of("stage", stage, _STAGES),
+                               address(loads)))
+            return
+        values = self._counts(given, (self.layers, self.experts))
+        c.check(self._call("update", self._handle, _one_of("stage", stage, _STAGES),
+                           address(values)))
+
+    def update_pairs(self, first: Array, expert: Array, tokens: Array, stage: str = "decode"
+                     ) -> None:
+        """One batch as pairs: those of layer l are first[l]:first[l + 1] of expert and tokens."""
+        first = np.ascontiguousarray(as_numpy(first), dtype=np.int64)
+        expert = np.ascontiguousarray(as_numpy(expert), dtype=np.int32)
+        tokens = np.ascontiguousarray(as_numpy(tokens), dtype=np.int64)
+        if first.shape != (self.layers + 1,) or expert.shape != tokens.shape or expert.ndim != 1:
+            raise c.bad(f"first [{self.layers + 1}], expert [n] and tokens [n] have shapes "
+                        f"{first.shape}, {expert.shape}, {tokens.shape}")
+        if first[0] != 0 or first.max() > len(expert):
+            raise c.bad(f"first runs from {first[0]} to {first.max()}, must be from 0 to "
+                        f"{len(expert)}", c.RANGE)
+        c.check(self._call("update_pairs", self._handle, _one_of("stage", stage, _STAGES),
+                           address(first), address(expert), address(tokens)))
+
+    def mark(self, what: str) -> None:
+        """A batch that says nothing: "dummy", or "missing" when its counts are not known."""
+        c.check(self._call("mark", self._handle, _one_of("mark", what, _MARKS)))
+
+    def _read(self, name: str, stage: str) -> np.ndarray:
+        out = np.empty((self.layers, self.experts), np.float32)
+        c.check(self._call(name, self._handle, _one_of("stage", stage, _STAGES), address(out)))
+        return out
+
+    def mean(self, stage: str = "all") -> np.ndarray:
+        """float32 [L][E]"""
+        return self._read("mean", stage)
+
+    def variance(self, stage: str = "all") -> np.ndarray:
+        """float32 [L][E]"""
+        return self._read("variance", stage)
+
+    def counts(self, batches: float, stage: str = "all") -> np.ndarray:
+        """The mean of so many batches in whole numbers, as `place` takes them: int64 [L][E]."""
+        out = np.empty((self.layers, self.experts), np.int64)
+        c.check(self._call("counts", self._handle, _one_of("stage", stage, _STAGES), batches,
+                           address(out)))
+        return out
+
+    def samples(self, stage: str = "all") -> np.ndarray:
+        """Batches kept whole, oldest first: int64 [samples][L][E]."""
+        most = max(0, self._samples) * self._rows
+        out = np.empty((most, self.layers, self.experts), np.int64)
+        n = c_int64()
+        c.check(self._call("samples", self._handle, _one_of("stage", stage, _STAGES), most,
+                           address(out), ctypes.byref(n)))
+        return out[:n.value]
+
+    def covariance(self, layer: int, stage: str = "all") -> np.ndarray:
+        """Low-rank factor of one layer's covariance, factor.T @ factor: float32 [rank][E]."""
+        most = max(0, self._samples)
+        out = np.empty((most, self.experts), np.float32)
+        rank = c_int32()
+        c.check(self._call("covariance", self._handle, _one_of("stage", stage, _STAGES), layer,
+                           most, address(out), ctypes.byref(rank)))
+        return out[:rank.value]
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        out = _TrackerStats()
+        self._call("get_stats", self._handle, ctypes.byref(out))
+        stats = _plain(out)
+        stats["stage"] = {"prefill": out.stage[0], "decode": out.stage[1]}
+        return stats
+
+
+class Forecaster(_Saved):
+    """Trend and season of each expert's share, used only where better than "as the last block".
+
+    block: batches (100); period: blocks a season (0 = none); level, trend, season, damping.
+    """
+
+    _prefix = "forecaster"
+
+    def __init__(self, layers: int, experts: int, **options: Any) -> None:
+        self.layers, self.experts = layers, experts
+        self._make(_ForecasterConfig(0, layers, experts, **options))
+
+    def update(self, counts: Array) -> None:
+        values = self._counts(counts, (self.layers, self.experts))
+        c.check(self._call("update", self._handle, address(values)))
+
+    def predict(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the next block, float32 [L][E], and which layers are forecast, bool [L]."""
+        share = np.empty((self.layers, self.experts), np.float32)
+        used = np.empty(self.layers, np.uint8)
+        c.check(self._call("predict", self._handle, address(share), address(used)))
+        return share, used.astype(bool)
+
+    def error(self, layer: int) -> tuple[float, float]:
+        """Of the model and of "as the last block"; NaN before two blocks could be compared."""
+        model, persistence = c_double(), c_double()
+        c.check(self._call("error", self._handle, layer, ctypes.byref(model),
+                           ctypes.byref(persistence)))
+        return model.value, persistence.value
+
+
+# ---- the manager ---------------------------------------------------------------------------------
+
+
+class Event(NamedTuple):
+    """Something the manager did or refused, with its reason. layer, rank -1 = does not apply."""
+
+    step: int
+    kind: str
+    status: int
+    layer: int
+    rank: int
+    layers: int
+    moves: int
+    before: float
+    after: float
+    text: str
+
+
+def _event(e: _Event) -> Event:
+    return Event(e.step, c.library().lplb_event_name(e.kind).decode(), e.status, e.layer, e.rank,
+                 e.layers, e.moves, e.before, e.after, e.text.decode(errors="replace"))
+
+
+class Manager(_Saved):
+    """Decides when experts move, and keeps a valid mapping in force whatever goes wrong.
+
+    Every rank has one of the same configuration and feeds it the same counts (summed over ranks)
+    at the same steps. options: the fields of lplb_manager_config (include/lplb/runtime.h) by name:
+    interval, min_interval, adopt_lag, max_moves_per_layer, move_rate, move_cost, min_gain, ...
+
+    Hooks, called by `step`; one that raises has failed on this rank, and a warning says why:
+      agree(digest, ok) -> bool      a collective: all ranks ok, with the same digest
+      stage(layer, moves)            begin to bring these experts (list of Move) to a staging area
+      staged(layer)                  wait until they are there
+      commit(layer, row)             use this mapping, int32 [P], from the next batch on
+      discard(layer)                 throw the staging area away
+      event(event)
+    """
+
+    _prefix = "manager"
+
+    def __init__(self, layers: int, experts: int, ranks: int, slots: int, *,
+                 algorithm: str = "search", mode: str = "adaptive", tracker: str = "ewma",
+                 tracker_options: dict[str, Any] | None = None,
+                 forecaster: dict[str, Any] | None = None, initial: Placement | None = None,
+                 slots_per_rank: Sequence[int] | None = None, monitor: Monitor | None = None,
+                 agree: Callable[[int, bool], bool] | None = None,
+                 stage: Callable[[int, list[Move]], Any] | None = None,
+                 staged: Callable[[int], Any] | None = None,
+                 commit: Callable[[int, np.ndarray], Any] | None = None,
+                 discard: Callable[[int], Any] | None = None,
+                 event: Callable[[Event], Any] | None = None, **options: Any) -> None:
+        known = {name for name, *_ in _ManagerConfig._fields_} - {"struct_size", "hooks"}
+        for name in options:
+            if name not in known:
+                raise c.bad(f"the manager has no option '{name}'")
+        self.layers, self.experts, self.ranks, self.slots = layers, experts, ranks, slots
+        self._monitor = monitor  # outlives the manager
+        config = _ManagerConfig(layers=layers, experts=experts, ranks=ranks, slots=slots,
+                                mode=_one_of("mode", mode, _MODES),
+                                algorithm=_one_of("algorithm", algorithm, _ALGORITHMS), **options)
+        if tracker != "ewma" or tracker_options:
+            config.tracker = _tracker_config(layers, experts, tracker, tracker_options or {})
+        if forecaster is not None:
+            season = _ForecasterConfig(ctypes.sizeof(_ForecasterConfig), layers, experts,
+                                       **forecaster)
+            config.forecaster = ctypes.addressof(season)
+        if initial is not None:
+            config.initial = ctypes.cast(initial._handle, c_void_p)
+        if slots_per_rank is not None:
+            per_rank = np.ascontiguousarray(slots_per_rank, dtype=np.int32)
+            if per_rank.shape != (ranks,):
+                raise c.bad(f"slots_per_rank has shape {per_rank.shape}, must be [{ranks}]")
+            config.slots_per_rank = address(per_rank)
+        if monitor is not None:
+            config.monitor = monitor._handle
+        # The library calls these as long as the manager lives.
+        self._hooks = config.hooks = self._wrap(agree, stage, staged, commit, discard, event)
+        self._make(config)
+
+    def _wrap(self, agree: Any, stage: Any, staged: Any, commit: Any, discard: Any, event: Any
+              ) -> _Hooks:
+        slots = self.slots
+
+        def guarded(name: str, body: Callable[[], Any]) -> int:
+            try:
+                body()
+                return c.OK
+            except Exception as error:  # an exception cannot pass through C
+                warnings.warn(f"the manager's hook {name} failed: {error!r}", RuntimeWarning,
+                              stacklevel=3)
+                return error.status if isinstance(error, c.Error) else c.STATE
+
+        def on_agree(_: Any, digest: int, ok: int, all_ok: Any) -> int:
+            def body() -> None:
+                all_ok[0] = bool(agree(digest, bool(ok)))
+            return guarded("agree", body)
+
+        def on_stage(_: Any, layer: int, moves: Any, n: int) -> int:
+            return guarded("stage", lambda: stage(layer, [
+                Move(m.layer, m.slot, m.expert, m.rank, m.source_rank) for m in moves[:n]]))
+
+        hooks = _Hooks()
+        if agree:
+            hooks.agree = _AGREE(on_agree)
+        if stage:
+            hooks.stage = _STAGE(on_stage)
+        if staged:
+            hooks.staged = _STAGED(lambda _, layer: guarded("staged", lambda: staged(layer)))
+        if commit:
+            hooks.commit = _COMMIT(lambda _, layer, row: (guarded(
+                "commit", lambda: commit(layer, np.array(row[:slots], np.int32))), None)[1])
+        if discard:
+            hooks.discard = _DISCARD(lambda _, layer: (guarded(
+                "discard", lambda: discard(layer)), None)[1])
+        if event:
+            hooks.event = _EVENT(lambda _, e: (guarded(
+                "event", lambda: event(_event(e[0]))), None)[1])
+        return hooks
+
+    def step(self, step: int, counts: Array | None, stage: str = "decode") -> None:
+        """After the batch of a step: counts [L][E] summed over ranks; floats are loads; None when
+        they are not known."""
+        at = _one_of("stage", stage, _STAGES)
+        if counts is None:
+            c.check(self._call("step", self._handle, step, at, None))
+            return
+        given = as_numpy(counts)
+        if given.dtype.kind == "f":
+            given = np.ascontiguousarray(given, dtype=np.float32)
+            if given.shape != (self.layers, self.experts):
+                raise c.bad(f"loads has shape {given.shape}, must be "
+                            f"[{self.layers}][{self.experts}]")
+            c.check(self._call("step_real", self._handle, step, at, address(given)))
+            return
+        values = self._counts(given, (self.layers, self.experts))
+        c.check(self._call("step", self._handle, step, at, address(values)))
+
+    def set_dead(self, ranks: Sequence[int]) -> None:
+        """Which ranks are dead now. Raises while survivors do not cover every expert."""
+        dead = np.zeros(self.ranks, np.uint8)
+        for r in ranks:
+            if not 0 <= r < self.ranks:
+                raise c.bad(f"dead rank {r} is outside [0, {self.ranks})", c.RANGE)
+            dead[r] = 1
+        c.check(self._call("set_dead", self._handle, address(dead)))
+
+    def reset(self, placement: Placement) -> None:
+        """The host has brought the weights to this mapping by its own means."""
+        c.check(self._call("reset", self._handle, placement._handle))
+
+    @property
+    def placement(self) -> Placement:
+        """A copy of the mapping in force. Raises while there is none that serves every expert."""
+        handle, copy = POINTER(c.PlacementStruct)(), POINTER(c.PlacementStruct)()
+        c.check(self._call("placement", self._handle, ctypes.byref(handle)))
+        c.check(c.library().lplb_placement_copy(handle, ctypes.byref(copy)))
+        return Placement._adopt(copy)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        out = _ManagerStats()
+        self._call("get_stats", self._handle, ctypes.byref(out))
+        return _plain(out)
+
+    def events(self) -> list[Event]:
+        """The last 256, oldest first."""
+        out = (_Event * 256)()
+        return [_event(e) for e in out[:self._call("events", self._handle, out, 256)]]
+
+
+# ---- the monitor ---------------------------------------------------------------------------------
+
+
+class Monitor(_Handle):
+    """Figures of a running balancer: over HTTP (serve=True), as text, JSON and OpenMetrics.
+
+    port 0 = any free one; address None = 127.0.0.1; event_log, trace: files of JSON lines and a
+    Chrome trace.
+    """
+
+    _prefix = "monitor"
+
+    def __init__(self, ranks: int, *, job: str | None = None, serve: bool = False, port: int = 0,
+                 address: str | None = None, event_log: str | os.PathLike[str] | None = None,
+                 event_log_bytes: int = 0, trace: str | os.PathLike[str] | None = None,
+                 trace_bytes: int = 0) -> None:
+        def text(value: Any) -> bytes | None:
+            return None if value is None else os.fsencode(value)
+        self.ranks = ranks
+        self._make(_MonitorConfig(0, ranks, text(job), serve, port, text(address),
+                                  text(event_log), event_log_bytes, text(trace), trace_bytes))
+
+    @property
+    def port(self) -> int:
+        """-1 without HTTP"""
+        return self._call("port", self._handle)
+
+    def step(self, step: int, loads: Array | None = None, **figures: int) -> None:
+        """One step. loads [L][G] or [G]: tokens of each rank, from which imbalance is measured.
+        figures: tokens, step_ns, plan_ns, dispatch_ns, comm_ns, comm_bytes, moved_tokens."""
+        data = _StepData(step=step, **figures)
+        if loads is not None:
+            values = np.atleast_2d(as_integers(loads, "loads"))
+            if values.ndim != 2 or values.shape[1] != self.ranks:
+                raise c.bad(f"loads has shape {values.shape}, must be [layers][{self.ranks}]")
+            rank_load = np.empty(self.ranks, np.int64)
+            self._call("measure", address(values), values.shape[0], self.ranks,
+                       address(rank_load), ctypes.byref(data))
+        self._call("step", self._handle, ctypes.byref(data))
+
+    def redundant_bytes(self, count: int) -> None:
+        """Memory of redundant expert copies on this rank."""
+        self._call("redundant_bytes", self._handle, count)
+
+    @contextlib.contextmanager
+    def range(self, name: str, lane: int = 0) -> Iterator[None]:
+        """A named range in the Chrome trace, and for NVTX tools."""
+        text = name.encode()[:31]
+        begin = c.library().lplb_range_begin(text)
+        try:
+            yield
+        finally:
+            c.library().lplb_range_end(self._handle, text, lane, begin)
+
+    def _render(self, kind: int) -> str:
+        need, room = c_size_t(), 1 << 16
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            status = self._call("render", self._handle, kind, buffer, room, ctypes.byref(need))
+            if status != c.RANGE:
+                c.check(status)
+                return buffer.value.decode()
+            room = need.value + 4096
+
+    def text(self) -> str:
+        return self._render(0)
+
+    def summary(self) -> dict[str, Any]:
+        """Schema lplb.monitor/1 (docs/formats.md)."""
+        return json.loads(self._render(1))
+
+    def openmetrics(self) -> str:
+        return self._render(2)
+
+    def close(self) -> None:
+        """Ends the files properly. Managers that report here must be gone."""
+        self.__del__()
+
+
+# ---- advice --------------------------------------------------------------------------------------
+
+
+def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
+           batch_tokens: int = 0, topk: int = 0, most_redundant: int = 0, expert_bytes: int = 0,
+           token_ns: float = 0, plan_us: float = 0, seed: int = 0, threads: int = 0
+           ) -> dict[str, Any]:
+    """How unequal loads are, how many redundant experts pay, which topology, and from which batch
+    size on planning every batch is worth its time (`lplb advise`, lplb_advice in lplb/advise.h).
+
+    load: a file that `lplb` reads, or counts [L][E] or [steps][L][E].
+    """
+    config = _AdviseConfig(ctypes.sizeof(_AdviseConfig), ranks, nodes, batch_tokens, topk,
+                           most_redundant, expert_bytes, token_ns, plan_us, seed, threads)
+    advice = _Advice()
+    if isinstance(load, (str, os.PathLike)):
+        handle = POINTER(c.Trace)()
+        c.check(c.library().lplb_trace_read(os.fsencode(load), None, ctypes.byref(handle)))
+        try:
+            c.check(c.library().lplb_advise(handle, ctypes.byref(config), ctypes.byref(advice)))
+        finally:
+            c.library().lplb_trace_destroy(handle)
+    else:
+        counts = as_integers(load, "load")
+        counts = counts[None] if counts.ndim == 2 else counts
+        if counts.ndim != 3 or counts.size == 0:
+            raise c.bad(f"load has shape {counts.shape}, must be [layers][experts] or "
+                        "[steps][layers][experts]")
+        layer_id = np.arange(counts.shape[1], dtype=np.int32)
+        trace = c.Trace(kind=1, steps=counts.shape[0], layers=counts.shape[1],
+                        experts=counts.shape[2], counts=address(counts),
+                        layer_id=address(layer_id), source=b"counts")
+        c.check(c.library().lplb_advise(ctypes.byref(trace), ctypes.byref(config),
+                                        ctypes.byref(advice)))
+    return _advice(advice)
+
+
+def _advice(a: _Advice) -> dict[str, Any]:
+    out = {name: getattr(a, name) for name, kind in _Advice._fields_
+           if kind in (c_int32, c_double) and name not in ("points", "topologies", "batches")}
+    out["measures"] = _plain(a.measures)
+    out["point"] = [_plain(p) for p in a.point[:a.points]]
+    out["topology"] = [{"name": t.name.decode(), "exact": t.exact}
+                       for t in a.topology[:a.topologies]]
+    out["batch"] = [_plain(b) for b in a.batch[:a.batches]]
+    return out
