@@ -81,15 +81,6 @@ static int without_trainer(const char *name, const launch *l) {
                     "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)");
 }
 
-/* OpenBLAS before 0.3.22 takes newer Intel processors for Haswell; it wants to be told. Several
- * ranks share the processors, so each computes on one thread. */
-static void set_environment(int64_t ranks) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) setenv("OPENBLAS_CORETYPE", "SKYLAKEX", 0);
-#endif
-    if (ranks > 1) setenv("OPENBLAS_NUM_THREADS", "1", 0);
-}
-
 int cmd_train(int argc, char **argv) {
     char trainer[PATH_SIZE], ranks[24];
     launch l;
@@ -99,7 +90,8 @@ int cmd_train(int argc, char **argv) {
         free(l.rest);
         return code;
     }
-    set_environment(l.ranks);
+    /* Several ranks share the processors, so each computes on one thread. */
+    if (l.ranks > 1) setenv("OPENBLAS_NUM_THREADS", "1", 0);
     char **words = cli_need((size_t)l.n_rest + 16, sizeof *words);
     int n = 0;
     if (l.ranks > 1) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "comm/mpi/group_mpi.h"
+#include "train/blas.h"
 #include "train/run.h"
 
 static void print_help(void) {
@@ -92,12 +93,14 @@ int main(int argc, char **argv) {
             print_help();
             return 0;
         }
+    blas_choose_core(argv); /* before MPI is awake */
     lplb_status status =
         is_launched() ? lplb__group_mpi_world(&argc, &argv, &world) : lplb__group_self(&world);
     if (status != LPLB_OK) {
         fprintf(stderr, "lplb train: %s\n", lplb_error_message());
         return exit_code(status);
     }
+    blas_share_processors(world->size);
     run_options_default(&options);
     status = parse_arguments(&options, argc, argv);
     if (status == LPLB_OK) status = run_training(&options, world);

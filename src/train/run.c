@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "io/output.h"
+#include "train/blas.h"
 #include "train/checkpoint.h"
 #include "train/generate.h"
 #include "train/memory.h"
@@ -56,9 +57,10 @@ static void print_header(const run *r) {
         m->layout.items + (int64_t)m->layout.moe_layers * m->config.topk * m->layout.expert_items;
     printf("text %s: %.2f MB, %lld documents, sha256 %.16s...\n", o->text,
            (double)r->text.bytes * 1e-6, (long long)r->text.documents, *digest ? digest : "?");
-    printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s\n",
+    printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s, "
+           "OpenBLAS for %s\n",
            (double)(m->layout.items + expert_params) * 1e-6, (double)active * 1e-6,
-           m->config.layers, m->config.experts, m->config.topk, REAL_NAME);
+           m->config.layers, m->config.experts, m->config.topk, REAL_NAME, blas_core());
     printf("%d ranks (%d expert-parallel), %d expert slots each; %lld sequences of %d a step\n\n",
            r->world->size, m->group->size, m->experts->local_slots,
            (long long)o->trainer.global_batch, m->config.context);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "train/blas.h"
 #include "train/options.h"
 #include "train/router.h"
 
@@ -183,11 +184,20 @@ static void test_capacity(void **state) {
     }
 }
 
+static void test_core(void **state) {
+    (void)state;
+    assert_string_equal(blas_better_core("Haswell", true), "SKYLAKEX");
+    assert_string_equal(blas_better_core("Zen", true), "SKYLAKEX");
+    assert_null(blas_better_core("Haswell", false));
+    assert_null(blas_better_core("SkylakeX", true));
+    assert_null(blas_better_core("Cooperlake", true));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_yaml),     cmocka_unit_test(test_yaml_mistakes),
-        cmocka_unit_test(test_dump),     cmocka_unit_test(test_combinations),
-        cmocka_unit_test(test_capacity),
+        cmocka_unit_test(test_core),          cmocka_unit_test(test_yaml),
+        cmocka_unit_test(test_yaml_mistakes), cmocka_unit_test(test_dump),
+        cmocka_unit_test(test_combinations),  cmocka_unit_test(test_capacity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
