@@ -47,6 +47,7 @@ typedef struct scene {
     int32_t disagrees;  /* rank that plans with the even solver; -1 = none */
     int32_t graph;      /* nonzero: every step is a replay of the same graph */
     int32_t local;      /* nonzero: tokens stay with their sources where they can */
+    int32_t ipm;        /* nonzero: with the interior-point method */
     int64_t timeout_ns; /* 0 = default */
     meeting all;
     lplb_placement *placement;
@@ -150,6 +151,7 @@ static void *act(void *argument) {
                                 .locality = a->s->local,
                                 .placement = a->s->placement,
                                 .solver = a->m.rank == a->s->disagrees ? LPLB_SOLVER_EVEN
+                                          : a->s->ipm                  ? LPLB_SOLVER_IPM
                                                                        : LPLB_SOLVER_EXACT,
                                 .max_ids = MOST_IDS,
                                 .comm = comm};
@@ -220,6 +222,33 @@ static void check_valid(const scene *s, const actor *a, int32_t step) {
     }
 }
 
+/* All ranks together have balanced the loads but for rounding: all planned the same. */
+static void check_balance(const scene *s, const actor *actors, int32_t step) {
+    gpu_hosts hosts;
+    gpu_hosts_create(s->placement, &hosts);
+    int32_t E = s->placement->experts, G = s->placement->ranks;
+    int64_t *tokens = calloc((size_t)E, 8), *loads = calloc((size_t)G, 8);
+    for (int32_t r = 0; r < s->ranks; r++) {
+        check_valid(s, &actors[r], step);
+        for (int64_t i = 0; i < actors[r].n[step]; i++) {
+            int32_t rank = 0;
+            if (actors[r].ids[step][i] < 0) continue;
+            while (s->placement->rank_offset[rank + 1] <= actors[r].out[step][i]) rank++;
+            tokens[actors[r].ids[step][i]]++;
+            loads[rank]++;
+        }
+    }
+    lplb_bound bound;
+    lplb_plan_input input = {.tokens = tokens};
+    OK(lplb_plan_bound(&hosts.hosts, NULL, &input, &bound, NULL));
+    for (int32_t g = 0; g < G; g++)
+        CHECK(loads[g] <= bound.integer_bound + E / G, "step %d: %lld tokens on rank %d, best %lld",
+              step, (long long)loads[g], g, (long long)bound.integer_bound);
+    gpu_hosts_destroy(&hosts);
+    free(tokens);
+    free(loads);
+}
+
 /* Runs it on one thread a rank; the actors, to be freed. */
 static actor *play(scene *s) {
     plan_instance instance;
@@ -256,7 +285,9 @@ static void play_well(scene s) {
             CHECK(actors[r].status[step] == LPLB_OK, "rank %d, step %d: %d", r, step,
                   (int)actors[r].status[step]);
     }
-    for (int32_t step = 0; step < s.steps; step++) check_step(&s, actors, step);
+    for (int32_t step = 0; step < s.steps; step++)
+        if (s.ipm) check_balance(&s, actors, step);
+        else check_step(&s, actors, step);
     strike(&s, actors);
 }
 
@@ -323,6 +354,9 @@ static void test_nccl(void) {
     nodes.ranks_per_node = 1;
     nodes.transport = LPLB_CUDA_TRANSPORT_AUTO;
     play_well(nodes);
+    scene ipm = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_NCCL);
+    ipm.ipm = 1;
+    play_well(ipm);
 }
 
 static void test_refusals(void) {
