@@ -1,8 +1,11 @@
 /* lplb place: the published EPLB example, the move budget, dead ranks, refusals. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <jansson.h>
@@ -81,6 +84,38 @@ static void test_moves(void **state) {
     run_free(&r);
 }
 
+/* The first half places, the figures are the other half's: as measured there by itself. */
+static void test_history(void **state) {
+    (void)state;
+    char *dir = scratch_create();
+    const char *path = path_join(dir, "t.npz"), *placed = path_join(dir, "p.json");
+    run_result r;
+    run_cli(&r, NULL, "gen", "--layers", "1", "--experts", "16", "--topk", "2", "--tokens", "6400",
+            "--batch-tokens", "64", path, NULL);
+    assert_int_equal(r.code, 0);
+    run_free(&r);
+    run_cli(&r, NULL, "place", "--algorithm", "eplb", "--load", path, "--ranks", "4", "--slots",
+            "20", "--batch-tokens", "64", "--history", "0.5", "-o", placed, NULL);
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.out, "from 50 batches"));
+    assert_non_null(strstr(r.out, "on the other 50"));
+    double even = strtod(strstr(r.out, "even split   mean") + 18, NULL);
+    run_free(&r);
+    char policy[600];
+    snprintf(policy, sizeof policy, "file:%s", placed);
+    run_cli(&r, NULL, "replay", "--ranks", "4", "--redundant", "1", "--batch-tokens", "64",
+            "--history", "0.5", "--policy", policy, "--json", path, NULL);
+    assert_int_equal(r.code, 0);
+    json_t *document = json_loads(r.out, 0, NULL);
+    double mean = json_real_value(json_object_get(
+        json_object_get(json_array_get(json_object_get(document, "policies"), 0), "imbalance"),
+        "mean"));
+    assert_true(fabs(mean - even) < 6e-5);
+    json_decref(document);
+    run_free(&r);
+    scratch_remove(dir);
+}
+
 static void test_dead_and_unequal(void **state) {
     (void)state;
     run_result r;
@@ -132,9 +167,8 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_published_example),
-        cmocka_unit_test(test_moves),
-        cmocka_unit_test(test_dead_and_unequal),
+        cmocka_unit_test(test_published_example), cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_history),           cmocka_unit_test(test_dead_and_unequal),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_folder, drop_folder);

@@ -26,6 +26,8 @@ static const char help[] =
     "  --max-moves M       at most M experts a layer that a rank did not have before\n"
     "  --dead-ranks L      a,b,...: ranks that get nothing\n"
     "  --batch-tokens B    tokens of a served batch: a trace is cut into such batches (4096)\n"
+    "  --history F         only the first F of the batches place, and the prediction is for the\n"
+    "                      others, which the placement has not seen (1: all, for all)\n"
     "  --split S           exact (default) or even: what the search expects of the per-batch plan\n"
     "  --expert-bytes N    weights of one expert: the moves are given in bytes too\n"
     "  --seed S, --effort N, --threads N   of the search (0, 0, all)\n"
@@ -52,6 +54,7 @@ enum {
     MAX_MOVES,
     DEAD_RANKS,
     BATCH_TOKENS,
+    HISTORY,
     SPLIT,
     EXPERT_BYTES,
     SEED,
@@ -73,6 +76,7 @@ static const struct option options[] = {{"algorithm", required_argument, 0, ALGO
                                         {"max-moves", required_argument, 0, MAX_MOVES},
                                         {"dead-ranks", required_argument, 0, DEAD_RANKS},
                                         {"batch-tokens", required_argument, 0, BATCH_TOKENS},
+                                        {"history", required_argument, 0, HISTORY},
                                         {"split", required_argument, 0, SPLIT},
                                         {"expert-bytes", required_argument, 0, EXPERT_BYTES},
                                         {"seed", required_argument, 0, SEED},
@@ -130,6 +134,7 @@ static bool set_option(const char *name, place_request *r, int option) {
     case MAX_MOVES: return number(name, "--max-moves", 0, INT32_MAX, &c->max_moves);
     case DEAD_RANKS: r->dead_ranks = optarg; return true;
     case BATCH_TOKENS: return number(name, "--batch-tokens", 1, INT64_C(1) << 40, &c->batch_tokens);
+    case HISTORY: return cli_parse_double(name, "--history", optarg, 1e-9, 1, &r->history);
     case SPLIT: return set_split(name, r, optarg);
     case EXPERT_BYTES: return number(name, "--expert-bytes", 0, INT64_C(1) << 50, &r->expert_bytes);
     case SEED:
@@ -162,7 +167,7 @@ static bool check_request(const char *name, const place_request *r) {
 
 int cmd_place(int argc, char **argv) {
     const char *name = argv[0];
-    place_request r = {.config = {.struct_size = sizeof r.config, .max_moves = -1}};
+    place_request r = {.config = {.struct_size = sizeof r.config, .max_moves = -1}, .history = 1};
     for (int c; (c = getopt_long(argc, argv, "ho:", options, NULL)) != -1;) {
         if (c == 'h') {
             fputs(help, stdout);

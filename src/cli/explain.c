@@ -180,7 +180,12 @@ static void print_verdict(const explanation *x) {
     if (x->limited) print_limit(x);
     else printf("The placement does not limit this batch: it allows perfectly even ranks.\n");
     double lost = imbalance(x, x->after) - x->lower_bound / x->mean;
-    if (lost > 0.01)
+    if (lost <= 0.01) return;
+    /* below one token there is no whole number of tokens */
+    if (!x->speed && lost * x->mean < 1)
+        printf("The split of %s is %.3f above the limit: the rounding to whole tokens.\n",
+               x->after_name, lost);
+    else
         printf("The split of %s is %.3f above the limit; the exact one reaches it.\n",
                x->after_name, lost);
 }

@@ -29,6 +29,7 @@ typedef struct place_work {
     uint8_t *dead;
     int64_t *load; /* [samples][L][E] */
     int64_t samples;
+    int64_t placed; /* the first of them */
     spread even, exact;
     lplb_move *moves;
     int64_t n_moves;
@@ -135,9 +136,11 @@ static lplb_status open_inputs(place_work *w) {
 /* ---- prediction ---- */
 
 static lplb_status measure(const place_work *w, lplb_solver solver, spread *out) {
-    int64_t n = w->samples * w->trace->layers, counted = 0;
+    int64_t first = w->placed < w->samples ? w->placed : 0; /* not seen, where there are any */
+    int64_t n = (w->samples - first) * w->trace->layers, counted = 0;
+    const int64_t *load = w->load + first * w->trace->layers * w->trace->experts;
     double *imbalance = cli_need((size_t)n, sizeof *imbalance);
-    lplb_status status = lplb_placement_imbalance(w->placement, w->load, w->samples, solver,
+    lplb_status status = lplb_placement_imbalance(w->placement, load, w->samples - first, solver,
                                                   w->request.config.threads, imbalance);
     *out = (spread){0, 0};
     for (int64_t i = 0; i < n && status == LPLB_OK; i++) {
@@ -351,12 +354,15 @@ static int print_json(const place_work *w) {
 static void print_table(const place_work *w) {
     const lplb_placement *p = w->placement;
     printf("%s: %d layers, %d experts in %d slots on %d ranks, from %lld %s\n",
-           w->request.algorithm, p->layers, p->experts, p->slots, p->ranks, (long long)w->samples,
-           w->samples == 1 ? "sum of loads" : "batches");
+           w->request.algorithm, p->layers, p->experts, p->slots, p->ranks, (long long)w->placed,
+           w->placed == 1 ? "sum of loads" : "batches");
     if (w->trace->kind == LPLB_TRACE_TOPK)
         printf("batches of %lld tokens (--batch-tokens); replay on other batches than these\n",
                (long long)w->request.config.batch_tokens);
-    printf("predicted imbalance (max / mean of ranks) on these loads:\n");
+    if (w->placed < w->samples)
+        printf("imbalance (max / mean of ranks) on the other %lld:\n",
+               (long long)(w->samples - w->placed));
+    else printf("predicted imbalance (max / mean of ranks) on these loads:\n");
     printf("  even split   mean %.4f   worst %.4f\n", w->even.mean, w->even.max);
     printf("  exact plan   mean %.4f   worst %.4f\n", w->exact.mean, w->exact.max);
     if (w->from) {
@@ -383,7 +389,9 @@ static void print_table(const place_work *w) {
 
 static lplb_status place(place_work *w) {
     const lplb_trace *t = w->trace;
-    lplb_status status = lplb_place(&w->request.config, w->load, w->samples, t->layers, t->experts,
+    w->placed = (int64_t)(w->request.history * (double)w->samples);
+    if (w->placed < 1) w->placed = 1;
+    lplb_status status = lplb_place(&w->request.config, w->load, w->placed, t->layers, t->experts,
                                     NULL, &w->placement);
     if (status == LPLB_OK) status = measure(w, LPLB_SOLVER_EVEN, &w->even);
     if (status == LPLB_OK) status = measure(w, LPLB_SOLVER_EXACT, &w->exact);

@@ -9,6 +9,7 @@ typedef struct place_request {
     lplb_trace_options trace;
     const char *algorithm, *load, *slots_per_rank, *topology, *from, *dead_ranks, *out;
     int64_t expert_bytes;
+    double history; /* fraction of the batches that place; the others are predicted on */
     bool json;
 } place_request;
 

@@ -45,7 +45,7 @@ lplb_status lplb__slot_map_finish(const lplb__slot_map *map, int32_t wanted_rank
     if (!ranks)
         return LPLB_FAIL(LPLB_INVALID,
                          "%s does not say over how many ranks its %lld slots are "
-                         "spread; give the number of ranks",
+                         "spread; give the number of ranks (--ranks)",
                          map->name, (long long)map->slots);
     int64_t experts = map->experts, cells = map->layers * map->slots;
     for (int64_t i = 0; i < cells && !map->experts; i++)

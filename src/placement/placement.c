@@ -13,12 +13,18 @@ static lplb_status check_shape(int32_t layers, int32_t experts, int32_t slots, i
     if (ranks < 1 || ranks > LPLB_MAX_RANKS)
         return LPLB_FAIL(LPLB_INVALID, "ranks must be from 1 to %d, not %d", LPLB_MAX_RANKS, ranks);
     if (!slots_per_rank) {
+        int32_t fewer = slots - slots % ranks;
+        if (slots % ranks && fewer < experts)
+            return LPLB_FAIL(LPLB_INVALID,
+                             "%d slots do not divide by %d ranks (remainder %d); %d would, or give "
+                             "the slots of every rank",
+                             slots, ranks, slots % ranks,
+                             ((slots > experts ? slots : experts) + ranks - 1) / ranks * ranks);
         if (slots % ranks)
             return LPLB_FAIL(LPLB_INVALID,
                              "%d slots do not divide by %d ranks (remainder %d); use %d or %d "
                              "slots, or give the slots of every rank",
-                             slots, ranks, slots % ranks, slots - slots % ranks,
-                             slots - slots % ranks + ranks);
+                             slots, ranks, slots % ranks, fewer, fewer + ranks);
         return LPLB_OK;
     }
     int64_t sum = 0;
