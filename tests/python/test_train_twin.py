@@ -1,6 +1,10 @@
 """lplb train against the same model in PyTorch: loss and gradients of a first step, and a run."""
 
+import json
+import math
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_twin import OPTIONS, Twin, Windows, compare_curves, initial_weights, split_text
+from torch_twin import (OPTIONS, Twin, Windows, compare_curves, initial_weights, load_checkpoint,
+                        run_lplb, split_text)
 
 LIBRARY = Path(os.environ.get("LPLB_LIBRARY", "build/liblplb.so")).resolve()
 LPLB = LIBRARY.parent / "lplb"
@@ -58,3 +63,44 @@ def test_same_curve(text, precision, bound):
     np.testing.assert_allclose(ours, theirs, rtol=bound)
     assert len(valid) == 2
     np.testing.assert_allclose(ours_valid, valid, rtol=bound)
+
+
+def write_safetensors(path, tensors, metadata):
+    """As the safetensors package does: lengths, header, tensors one after the other."""
+    header, data, names = {"__metadata__": metadata}, b"", {"float32": "F32", "float64": "F64",
+                                                            "int64": "I64", "int32": "I32"}
+    for name, tensor in tensors.items():
+        raw = tensor.tobytes()
+        header[name] = {"dtype": names[str(tensor.dtype)], "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_weights_from_outside(text, tmp_path):
+    """Weights that PyTorch changed and wrote are those that training goes on with: with the twin's
+    after-training weights in the file, our loss of the next batch is the twin's."""
+    options = dict(OPTIONS, text=text, steps=2, checkpoint=tmp_path / "ck")
+    options["checkpoint-every"] = 1
+    run_lplb(LPLB, dict(options, steps=1, **{"warmup-steps": 1}))
+    manifest_path = tmp_path / "ck" / "latest.json"
+    manifest = json.loads(manifest_path.read_text())
+    path = tmp_path / "ck" / manifest["file"]
+    raw = path.read_bytes()
+    metadata = json.loads(raw[8:8 + struct.unpack("<Q", raw[:8])[0]])["__metadata__"]
+    tensors = load_checkpoint(tmp_path / "ck")
+    with torch.no_grad():
+        changed = {name: (torch.tensor(value) * 1.25 + 0.01).numpy()
+                   if not name.startswith(("optimizer.", "lplb.")) else value
+                   for name, value in tensors.items()}
+    write_safetensors(path, changed, metadata)
+    manifest["crc32"] = zlib.crc32(path.read_bytes())
+    manifest_path.write_text(json.dumps(manifest))
+    log = run_lplb(LPLB, dict(options, **{"warmup-steps": 1}), "--resume")
+    kept, _ = split_text(text, options["held-out"])
+    loss, _ = Twin(changed, options).losses(*Windows(kept, options["context"], options["seed"])
+                                            .batch(options["global-batch"],
+                                                   options["global-batch"]))
+    assert [line["step"] for line in log] == [2]
+    assert math.isclose(log[0]["loss"], loss.item(), rel_tol=1e-4)
