@@ -212,6 +212,20 @@ static int64_t list_moves(lplb__rng *rng, const lplb_placement *p, int32_t layer
     return n;
 }
 
+/* One rank cannot stage: none of its group does, and nothing has changed. */
+static bool fail_to_stage(mover *v, int32_t layer, lplb_move *move, int64_t n) {
+    int32_t source = move[n - 1].source_rank;
+    bool mine = world->rank == world->size - 1, one_group = v->weights->size == world->size;
+    if (mine) move[n - 1].source_rank = -1;
+    lplb_status status = mover_stage(v, layer, move, n);
+    if (mine) assert_int_equal(status, LPLB_UNSUPPORTED);
+    else if (one_group) assert_int_equal(status, LPLB_REMOTE);
+    assert_false(v->travelling && (mine || one_group));
+    mover_discard(v);
+    move[n - 1].source_rank = source;
+    return true;
+}
+
 /* Staged after one step, switched or thrown away after a later one, or at once. */
 static void train_random(uint64_t seed, int32_t expert_ranks, int32_t redundant) {
     /* a manager that never has time to decide */
@@ -222,6 +236,7 @@ static void train_random(uint64_t seed, int32_t expert_ranks, int32_t redundant)
     int32_t row[MOST_SLOTS];
     lplb_move move[MOST_SLOTS];
     int64_t switched = 0, discarded = 0;
+    bool failed = false;
     lplb__rng_seed(&rng, seed, 0);
     assert_true(p->slots <= MOST_SLOTS);
     for (int i = 0; i < STEPS; i++) {
@@ -241,11 +256,13 @@ static void train_random(uint64_t seed, int32_t expert_ranks, int32_t redundant)
         if (v->layer >= 0) continue;
         int32_t layer = (int32_t)lplb__rng_below(&rng, (uint64_t)p->layers);
         random_row(&rng, p, row);
-        must(mover_stage(
-            v, layer, move,
-            list_moves(&rng, p, layer, p->physical_to_logical + layer * p->slots, row, move)));
+        int64_t n =
+            list_moves(&rng, p, layer, p->physical_to_logical + layer * p->slots, row, move);
+        assert_true(n > 0);
+        if (!failed && i > STEPS / 3) failed = fail_to_stage(v, layer, move, n);
+        must(mover_stage(v, layer, move, n));
     }
-    assert_true(switched > 2 && discarded > 0);
+    assert_true(switched > 2 && discarded > 0 && failed);
     trainer_destroy(t);
 }
 
