@@ -153,6 +153,7 @@ static const optional_part parts[] = {
      "libnvshmem_host.so.3", NULL},
     {"DeepEP", "dispatch and combine in engines", NULL,
      "python3 -c 'import importlib.metadata as m; print(m.version(\"deep_ep\"))' 2>/dev/null"},
+    {"NVTX", "ranges in Nsight (headers, when the library is built)", NULL, NULL},
     {"CLP", "independent LP solver of the benchmarks", "libClp.so.1",
      "pkg-config --modversion clp 2>/dev/null"},
     {"Python", "the tests' checks of the source text", NULL, "python3 --version 2>/dev/null"},
@@ -179,6 +180,10 @@ static json_t *describe_part(const optional_part *part) {
     bool has_library = part->libraries && find_library(part->libraries, library, sizeof library);
     bool has_command = part->command && first_line(part->command, version, sizeof version);
     bool found = part->libraries ? has_library : has_command;
+    if (!strcmp(part->name, "NVTX") && lplb_has_nvtx()) {
+        found = true;
+        snprintf(library, sizeof library, "built in");
+    }
     if (found && !strcmp(part->name, "NCCL")) {
         doctor_nccl_version(version, sizeof version);
         has_command = *version != '\0';
