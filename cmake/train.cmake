@@ -1,7 +1,7 @@
 # The trainer: lplb-train (float) and lplb-train-f64 (double, for exactness), programs of their own
 # because only they need MPI and a BLAS; `lplb train` starts them. Left out, with a word why, where
-# either is missing, and from sanitizer builds, where MPI's own leaks and races would drown ours.
-if(LPLB_SANITIZE)
+# either is missing, and from thread sanitizer builds, where MPI's own races would drown ours.
+if(LPLB_SANITIZE MATCHES "thread")
   return()
 endif()
 pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)
