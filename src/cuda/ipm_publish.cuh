@@ -25,7 +25,7 @@ DEVICE publish publish_of(const step &a, ipm_part *p) {
     u.rows = p->ranks + p->experts;
     u.expert = table(a, expert, lplb__cuda_expert);
     u.x = ipm_array(a, best, float);
-    u.d = ipm_array(a, change, float);
+    u.d = ipm_array(a, next, float); /* not change: other teams that are done round there */
     u.slack = ipm_array(a, slack, float);
     u.matrix = ipm_array(a, matrix, float) + p->t.number * n * stride_of(n);
     u.artificial = ipm_array(a, rows, float) + row0;

@@ -173,6 +173,12 @@ static void test_converged_cases(void) { compare_cases((lplb_ipm_options){0}, mo
 static void test_published_cases(void) {
     compare_cases((lplb_ipm_options){.published = 1}, most_ranks() / 2 + 16, 3, 5);
 }
+/* Many components of many sizes: some teams round their shares while others still look for theirs,
+ * which no smaller case of the table has. */
+static void test_published_components(void) {
+    lplb_ipm_options options = {.published = 1};
+    compare_case(find_plan_case("eplb64"), options, 301, gpu_effort(20));
+}
 static void test_iterations(void) {
     for (int32_t k = 1; k <= gpu_effort(5); k++)
         compare_cases((lplb_ipm_options){.iterations = k, .step = 0.9}, 32, 2, 2);
@@ -339,6 +345,7 @@ static void test_refusals(void) {
 int main(int argc, char **argv) {
     const gpu_test tests[] = {{"converged_cases", test_converged_cases},
                               {"published_cases", test_published_cases},
+                              {"published_components", test_published_components},
                               {"iterations", test_iterations},
                               {"large_component", test_large_component},
                               {"random", test_random},
