@@ -106,7 +106,8 @@ static void check_plan(const both *b, const plan_instance *instance, const lplb_
     }
 }
 
-/* Early iterations are well conditioned: the same shares but for rounding. */
+/* Early iterations are well conditioned: the same shares but for rounding, which in the published
+ * form's single precision is thousandths of an expert's tokens. */
 static void compare_splits(const both *b, const plan_instance *instance, double tolerance,
                            const char *what) {
     for (int32_t e = 0; e < b->placement->experts; e++)
@@ -140,7 +141,7 @@ static void compare(both *b, const plan_instance *instance, const lplb_ipm_optio
     CHECK(fabs(report.ipm_objective - objective) <= tolerance * objective,
           "%s: objective %.17g, the CPU's %.17g", what, report.ipm_objective, objective);
     if (options->iterations || options->published)
-        compare_splits(b, instance, options->published ? 1e-3 : 1e-9, what);
+        compare_splits(b, instance, options->published ? 5e-3 : 1e-9, what);
     check_plan(b, instance, &report, options->published != 0, what);
 }
 
