@@ -250,28 +250,51 @@ static lplb_status write_manifest(const trainer *t, const char *folder, const wr
     return status;
 }
 
-/* Keeps the newest two checkpoints. */
-static void remove_old(const char *folder) {
+/* Keeps the checkpoint of this step and the one before; what is later is not ours. */
+static void remove_old(const char *folder, int64_t step) {
     struct dirent **entries;
-    int n = scandir(folder, &entries, NULL, alphasort), checkpoints = 0;
+    int n = scandir(folder, &entries, NULL, alphasort), earlier = 0;
     for (int i = n - 1; i >= 0; i--) {
-        const char *entry = entries[i]->d_name, *dot = strrchr(entry, '.');
-        if (!strncmp(entry, "step-", 5) && dot && !strcmp(dot, ".safetensors") &&
-            ++checkpoints > 2) {
-            char path[PATH_SIZE];
-            snprintf(path, sizeof path, "%s/%s", folder, entry);
-            remove(path);
+        long long at;
+        char name[NAME_BYTES], path[PATH_SIZE];
+        if (sscanf(entries[i]->d_name, "step-%lld.safetensors", &at) == 1 && at < step) {
+            file_name(at, name);
+            if (!strcmp(name, entries[i]->d_name) && ++earlier > 1) {
+                snprintf(path, sizeof path, "%s/%s", folder, name);
+                remove(path);
+            }
         }
         free(entries[i]);
     }
     if (n >= 0) free(entries);
 }
 
+static lplb_status make_folder(const char *folder) {
+    if (!mkdir(folder, 0777) || errno == EEXIST) return LPLB_OK;
+    return LPLB_FAIL(LPLB_IO, "cannot make the folder %s: %s", folder, strerror(errno));
+}
+
+lplb_status checkpoint_prepare(const char *folder, bool resumes) {
+    char path[PATH_SIZE];
+    int64_t latest;
+    lplb__output probe;
+    LPLB_TRY(make_folder(folder));
+    if (snprintf(path, sizeof path, "%s/latest.json", folder) >= (int)sizeof path)
+        return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
+    LPLB_TRY(lplb__output_open(path, &probe));
+    lplb__output_abort(&probe);
+    LPLB_TRY(checkpoint_latest(folder, &latest));
+    if (latest < 0 || resumes) return LPLB_OK;
+    return LPLB_FAIL(LPLB_INVALID,
+                     "%s has a checkpoint of step %lld: go on from it with --resume, or name "
+                     "another folder",
+                     folder, (long long)latest);
+}
+
 /* The leader's part up to the experts. */
 static lplb_status open_writer(writer *w, const trainer *t, const char *folder) {
     char path[PATH_SIZE], name[NAME_BYTES];
-    if (mkdir(folder, 0777) && errno != EEXIST)
-        return LPLB_FAIL(LPLB_IO, "cannot make the folder %s: %s", folder, strerror(errno));
+    LPLB_TRY(make_folder(folder));
     file_name(t->step, name);
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
         return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
@@ -292,7 +315,7 @@ lplb_status checkpoint_save(trainer *t, const char *folder) {
     if (leader && status == LPLB_OK) status = lplb__output_commit(&w.output);
     else if (leader) lplb__output_abort(&w.output);
     if (leader && status == LPLB_OK) status = write_manifest(t, folder, &w);
-    if (leader && status == LPLB_OK) remove_old(folder);
+    if (leader && status == LPLB_OK) remove_old(folder, t->step);
     json_decref(w.header);
     return lplb__group_agree(world, status, where);
 }

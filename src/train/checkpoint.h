@@ -6,8 +6,12 @@
 
 #include "train/trainer.h"
 
+/* By the leader before anything is trained: makes FOLDER and sees that it can be written.
+ * LPLB_INVALID when it has a checkpoint and the run does not resume: that would mix two runs. */
+lplb_status checkpoint_prepare(const char *folder, bool resumes);
+
 /* All ranks call; rank 0 of the world writes FOLDER/step-XXXXXXXX.safetensors and latest.json, and
- * then removes the checkpoint before the last. */
+ * then removes all checkpoints of earlier steps but one. */
 lplb_status checkpoint_save(trainer *t, const char *folder);
 
 /* The step of FOLDER's latest checkpoint, or -1 if there is none. */

@@ -282,11 +282,24 @@ static lplb_status measure_memory(run *r) {
     return status;
 }
 
+/* By the leader: what is written in the end is found to be writable before the first step. */
+static lplb_status probe_outputs(const run_options *o) {
+    lplb__output probe;
+    if (o->plan_memory || *o->generate) return LPLB_OK;
+    if (*o->checkpoint) LPLB_TRY(checkpoint_prepare(o->checkpoint, o->resume));
+    if (!*o->record_routing) return LPLB_OK;
+    LPLB_TRY(lplb__output_open(o->record_routing, &probe));
+    lplb__output_abort(&probe);
+    return LPLB_OK;
+}
+
 static lplb_status open_run(run *r) {
     const run_options *o = r->options;
     int64_t latest = -1;
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
+    LPLB_TRY(lplb__group_agree(r->world, r->leader ? probe_outputs(o) : LPLB_OK,
+                               "before the first step"));
     r->base_bytes = memory_base();
     LPLB_TRY(share_text(r));
     LPLB_TRY(plan_memory(r));
@@ -300,6 +313,7 @@ static lplb_status open_run(run *r) {
         if (latest < 0 && *o->generate)
             return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", o->checkpoint);
         if (latest >= 0) LPLB_TRY(checkpoint_load(r->trainer, o->checkpoint));
+        else if (r->leader) fprintf(stderr, "no checkpoint in %s: starting anew\n", o->checkpoint);
     }
     if (*o->log && r->leader && !(r->log = fopen(o->log, o->resume ? "a" : "w")))
         status = LPLB_FAIL(LPLB_IO, "cannot write %s: %s", o->log, strerror(errno));

@@ -49,6 +49,8 @@ expect 2 "a shorter context" --ranks 2 $small --context 100000 --global-batch 2 
 expect 2 "no default topology" --ranks 2 $small --mode lplb --redundant 2
 expect 2 "no checkpoint" $small --checkpoint absent --generate line
 expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
+expect 2 "absent/trace" --ranks 2 $small --record-routing absent/trace.npz --steps 3
+expect 2 "absent/ck" --ranks 2 $small --checkpoint absent/ck --steps 3
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
 
 run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"
@@ -68,6 +70,14 @@ grep -q '"policy": *"lplb"' replayed || failed=1
 grep -q '"steps":2,"step":12' json || { cat json; failed=1; }
 "$lplb" train $small --checkpoint ck --generate "line 1" --generate-bytes 20 >text || failed=1
 grep -q '^line 1' text || failed=1
+
+# a run from the start does not touch the checkpoints of another; each keeps its last two
+cksum ck/* >before
+expect 2 "step 12.*--resume" $run --steps 4
+cksum ck/* | cmp -s - before || { echo "a second run has changed the first one's"; failed=1; }
+"$lplb" train --ranks 2 $small --steps 7 --checkpoint three --checkpoint-every 2 >out || failed=1
+[ "$(cd three && echo *)" = "latest.json step-00000006.safetensors step-00000007.safetensors" ] ||
+    { ls three; failed=1; }
 
 # a loss that is no number ends the run but not its checkpoints
 cksum ck/* >before
