@@ -10,7 +10,7 @@
  * LPLB_INVALID when it has a checkpoint and the run does not resume: that would mix two runs. */
 lplb_status checkpoint_prepare(const char *folder, bool resumes);
 
-/* All ranks call; rank 0 of the world writes FOLDER/step-XXXXXXXX.safetensors and latest.json, and
+/* All ranks call; rank 0 of the world writes FOLDER/step-00000012.safetensors and latest.json, and
  * then removes all checkpoints of earlier steps but one. */
 lplb_status checkpoint_save(trainer *t, const char *folder);
 
