@@ -252,3 +252,22 @@ function heatMap(parent, rows, columns, value, option) {
     return c >= 0 && c < columns && r >= 0 && r < rows ? option.tip(r, c) : null;
   });
 }
+
+/* Buttons of the policies, in every [data-legend]; off: the hidden ones, changed before redraw. */
+function drawLegends(policies, off, colourOf, dashOf, redraw) {
+  for (const legend of document.querySelectorAll("[data-legend]")) {
+    clear(legend);
+    policies.forEach((policy, p) => {
+      const item = node(legend, "button", { type: "button", "aria-pressed": !off.has(p),
+                                            title: "show or hide" });
+      const key = node(item, "svg:svg", { class: "key", viewBox: "0 0 22 10" });
+      node(key, "svg:line", { x1: 0, x2: 22, y1: 5, y2: 5, stroke: colourOf(p), "stroke-width": 3,
+                              "stroke-dasharray": dashOf(p) });
+      node(item, "span", {}, policy.name);
+      item.addEventListener("click", () => {
+        if (!off.delete(p)) off.add(p);
+        redraw();
+      });
+    });
+  }
+}

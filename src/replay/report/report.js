@@ -297,27 +297,9 @@ function drawNotes() {
   }
 }
 
-function drawLegends() {
-  for (const legend of document.querySelectorAll("[data-legend]")) {
-    clear(legend);
-    policies.forEach((policy, p) => {
-      const item = node(legend, "button", { type: "button", "aria-pressed": !state.off.has(p),
-                                            title: "show or hide" });
-      const key = node(item, "svg:svg", { class: "key", viewBox: "0 0 22 10" });
-      node(key, "svg:line", { x1: 0, x2: 22, y1: 5, y2: 5, stroke: colourOf(p), "stroke-width": 3,
-                              "stroke-dasharray": dashOf(p) });
-      node(item, "span", {}, policy.name);
-      item.addEventListener("click", () => {
-        if (!state.off.delete(p)) state.off.add(p);
-        draw();
-      });
-    });
-  }
-}
-
 function draw() {
   drawNotes();
-  drawLegends();
+  drawLegends(policies, state.off, colourOf, dashOf, draw);
   drawTime();
   drawEcdf();
   drawHeat();
