@@ -34,11 +34,11 @@ class Step:
         ranks = None if source_rank is None else np.ascontiguousarray(source_rank, dtype=np.int32)
         nodes = None if node is None else np.ascontiguousarray(node, dtype=np.int32)
         handle = ctypes.c_void_p()
-        c.check(c.library().lplb_dispatcher_create(
+        c.check(c.lib().lplb_dispatcher_create(
             placement._handle, 0, sources, None if ranks is None else address(ranks),
             None if nodes is None else address(nodes), threads, ctypes.byref(handle)))
         self._handle = handle
-        self._close = weakref.finalize(self, c.library().lplb_dispatcher_destroy, handle)
+        self._close = weakref.finalize(self, c.lib().lplb_dispatcher_destroy, handle)
         self.hosts = self._read_hosts()
         self.solver = Solver(self.hosts, solver, node=nodes)
         self.source_rank = ranks
@@ -51,13 +51,13 @@ class Step:
         self._by_rank: np.ndarray | None = None
         self._counts, self._sources = address(self.counts), address(self.source_counts)
         self._split = address(self.solver.split)
-        lib = c.library()
+        lib = c.lib()
         self._count, self._prepare = lib.lplb_dispatch_count, lib.lplb_dispatch_prepare
         self._prepare_ratio, self._map = lib.lplb_dispatch_prepare_ratio, lib.lplb_dispatch_map
         self._home = np.append(home, np.int32(-1))  # [E+1]: id -1 finds the last one
 
     def _read_hosts(self) -> HostTable:
-        hosts = c.library().lplb_dispatcher_hosts(self._handle).contents
+        hosts = c.lib().lplb_dispatcher_hosts(self._handle).contents
         n = hosts.experts + 1
         offset = np.frombuffer(ctypes.string_at(hosts.offset, n * 8), np.int64)
         rank = np.frombuffer(ctypes.string_at(hosts.rank, int(offset[-1]) * 4), np.int32)

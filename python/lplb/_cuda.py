@@ -93,7 +93,7 @@ def find_library() -> str | None:
         if not Path(named).is_file():
             raise c.Error(c.IO, f"LPLB_CUDA_LIBRARY names {named}, which does not exist")
         return named
-    folder = Path(c.library().path).parent
+    folder = Path(c.lib().path).parent
     for name in (SONAME, "liblplb_cuda.so"):
         if (folder / name).is_file():
             return str(folder / name)
@@ -103,12 +103,12 @@ def find_library() -> str | None:
 _loaded: c.Library | None = None
 
 
-def library() -> c.Library:
+def lib() -> c.Library:
     global _loaded
     if _loaded is None:
         path = find_library()
         if path is None:
-            raise c.bad(f"GPU tensors need liblplb_cuda, which is not beside {c.library().path}: "
+            raise c.bad(f"GPU tensors need liblplb_cuda, which is not beside {c.lib().path}: "
                         "build and install where nvcc is, or give CPU tensors", c.UNSUPPORTED)
         _loaded = c.Library(path, PROTOTYPES)
     return _loaded
@@ -116,7 +116,7 @@ def library() -> c.Library:
 
 def check(status: int) -> None:
     if status:
-        raise c.error_of(status, library().lplb_error_message().decode(errors="replace"))
+        raise c.error_of(status, lib().lplb_error_message().decode(errors="replace"))
 
 
 def current_stream(device: int) -> int:
@@ -161,10 +161,10 @@ class DeviceComm:
 
     def __init__(self, comm: Any, device: int, experts: int, transport: str, ranks_per_node: int,
                  timeout: float) -> None:
-        self.lib = library()
+        self.lib = lib()
         self.ranks, self.rank = comm.size(), comm.rank()
         self._comm = comm  # its handle is used by the library
-        gather = c.library().lplb_comm_all_gather
+        gather = c.lib().lplb_comm_all_gather
         config = CommConfig(
             struct_size=ctypes.sizeof(CommConfig), device=device, rank=self.rank, ranks=self.ranks,
             experts=experts, transport=TRANSPORTS.index(transport), ranks_per_node=ranks_per_node,
@@ -199,7 +199,7 @@ class Step:
                  n_sms: int, max_ids: int, keep_split: bool) -> None:
         import torch
 
-        self.lib = library()
+        self.lib = lib()
         self.torch, self.device = torch, device
         parsed, _ = parse_solver(solver)
         sources = 1

@@ -32,7 +32,7 @@ class Error(Exception):
 
     @property
     def name(self) -> str:
-        return library().lplb_status_name(self.status).decode()
+        return lib().lplb_status_name(self.status).decode()
 
     def __reduce__(self):
         return type(self), (self.status, self.message)
@@ -260,7 +260,7 @@ class Library:
 _library: Library | None = None
 
 
-def library() -> Library:
+def lib() -> Library:
     global _library
     if _library is None:
         loaded = Library(find_library())
@@ -273,7 +273,7 @@ def library() -> Library:
 
 
 def last_error(status: int) -> Error:
-    return error_of(status, library().lplb_error_message().decode(errors="replace"))
+    return error_of(status, lib().lplb_error_message().decode(errors="replace"))
 
 
 def check(status: int) -> None:

@@ -36,7 +36,7 @@ class Communicator:
         self._handle = handle
         self._keep = keep  # callbacks that the C side calls
         self._interrupts = interrupts
-        self._close = weakref.finalize(self, c.library().lplb_comm_destroy, handle)
+        self._close = weakref.finalize(self, c.lib().lplb_comm_destroy, handle)
 
     # ---- making one ----
 
@@ -44,7 +44,7 @@ class Communicator:
     def local(cls) -> Communicator:
         """One rank, nothing to share."""
         handle = ctypes.c_void_p()
-        c.check(c.library().lplb_comm_create_local(ctypes.byref(handle)))
+        c.check(c.lib().lplb_comm_create_local(ctypes.byref(handle)))
         return cls(handle)
 
     @classmethod
@@ -56,7 +56,7 @@ class Communicator:
         Waits until all ranks have joined, at most `timeout` seconds.
         """
         handle = ctypes.c_void_p()
-        c.check(c.library().lplb_comm_create_shm(name.encode(), rank, ranks, max_bytes,
+        c.check(c.lib().lplb_comm_create_shm(name.encode(), rank, ranks, max_bytes,
                                                  _nanoseconds(timeout), ctypes.byref(handle)))
         return cls(handle)
 
@@ -90,7 +90,7 @@ class Communicator:
         transport = c.Transport(struct_size=ctypes.sizeof(c.Transport), name=name.encode(),
                                 rank=rank, ranks=ranks, max_bytes=max_bytes, all_gather=callback)
         handle = ctypes.c_void_p()
-        c.check(c.library().lplb_comm_create(ctypes.byref(transport), _nanoseconds(timeout),
+        c.check(c.lib().lplb_comm_create(ctypes.byref(transport), _nanoseconds(timeout),
                                              ctypes.byref(handle)))
         return cls(handle, callback, interrupts)
 
@@ -137,24 +137,24 @@ class Communicator:
     # ---- using it ----
 
     def size(self) -> int:
-        return c.library().lplb_comm_ranks(self._handle)
+        return c.lib().lplb_comm_ranks(self._handle)
 
     def rank(self) -> int:
-        return c.library().lplb_comm_rank(self._handle)
+        return c.lib().lplb_comm_rank(self._handle)
 
     @property
     def transport(self) -> str:
-        return c.library().lplb_comm_transport_name(self._handle).decode()
+        return c.lib().lplb_comm_transport_name(self._handle).decode()
 
     @property
     def alive(self) -> bool:
         """False once a call has failed; then close it and make a new one on all ranks."""
-        return c.library().lplb_comm_state(self._handle) == c.OK
+        return c.lib().lplb_comm_state(self._handle) == c.OK
 
     def all_gather(self, data: bytes) -> list[bytes]:
         """The data of all ranks, by rank; the same length on all of them."""
         receive = ctypes.create_string_buffer(len(data) * self.size())
-        self._check(c.library().lplb_comm_all_gather(self._handle, data, receive, len(data)))
+        self._check(c.lib().lplb_comm_all_gather(self._handle, data, receive, len(data)))
         return [receive.raw[r * len(data):(r + 1) * len(data)] for r in range(self.size())]
 
     def gather_counts(self, counts: np.ndarray, tag: int = 0) -> np.ndarray:
@@ -166,7 +166,7 @@ class Communicator:
 
     def gather_into(self, tag: int, counts: int, n_experts: int, out: int) -> int:
         """`gather_counts` from address to address; returns the status."""
-        status = c.library().lplb_comm_gather_counts(self._handle, tag, counts, n_experts, out)
+        status = c.lib().lplb_comm_gather_counts(self._handle, tag, counts, n_experts, out)
         if self._interrupts:
             raise self._interrupts.pop()
         return status
@@ -181,7 +181,7 @@ class Communicator:
         names = [key.encode() for key in items]
         values = [str(value).encode() for value in items.values()]
         array = ctypes.c_char_p * len(items)
-        self._check(c.library().lplb_comm_agree(self._handle, array(*names), array(*values),
+        self._check(c.lib().lplb_comm_agree(self._handle, array(*names), array(*values),
                                                 len(items)))
 
     def close(self) -> None:

@@ -164,7 +164,7 @@ def write_trace(result: dict[str, Any], path: str | os.PathLike[str], source: st
         trace.counts = address(counts)
     layer_id = np.arange(trace.layers, dtype=np.int32)
     trace.layer_id = address(layer_id)
-    c.check(c.library().lplb_trace_write(ctypes.byref(trace), os.fsencode(path)))
+    c.check(c.lib().lplb_trace_write(ctypes.byref(trace), os.fsencode(path)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

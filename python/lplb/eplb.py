@@ -26,7 +26,7 @@ def balanced_packing(weight: Array, num_packs: int) -> tuple[Array, Array]:
     load = _weight(weight, "weight")
     index = np.empty(load.shape, np.int32)
     rank = np.empty(load.shape, np.int32)
-    c.check(c.library().lplb_eplb_balanced_packing(address(load), *load.shape, num_packs,
+    c.check(c.lib().lplb_eplb_balanced_packing(address(load), *load.shape, num_packs,
                                                    address(index), address(rank)))
     return _like(weight, index, rank)
 
@@ -42,7 +42,7 @@ def replicate_experts(weight: Array, num_phy: int) -> tuple[Array, Array, Array]
     phy2log = np.empty((layers, max(num_phy, 0)), np.int32)
     rank = np.empty_like(phy2log)
     logcnt = np.empty((layers, n), np.int32)
-    c.check(c.library().lplb_eplb_replicate_experts(address(load), layers, n, num_phy,
+    c.check(c.lib().lplb_eplb_replicate_experts(address(load), layers, n, num_phy,
                                                     address(phy2log), address(rank),
                                                     address(logcnt)))
     return _like(weight, phy2log, rank, logcnt)
@@ -103,7 +103,7 @@ def _rebalance(load: np.ndarray, slots: int, groups: int, nodes: int, gpus: int
     phy2log = np.empty((layers, max(slots, 0)), np.int32)
     log2phy = np.empty((layers, n, max(slots - n, 0) + 1), np.int32)
     logcnt = np.empty((layers, n), np.int32)
-    c.check(c.library().lplb_eplb_rebalance_experts(
+    c.check(c.lib().lplb_eplb_rebalance_experts(
         address(load), layers, n, slots, groups, nodes, gpus, address(phy2log), address(log2phy),
         address(logcnt)))
     return phy2log, log2phy[:, :, :int(logcnt.max())], logcnt

@@ -81,7 +81,7 @@ class Placement:
     def replica_count(self) -> np.ndarray:
         """Copies of each expert: int32 [L][E]."""
         out = np.empty((self.layers, self.n_logical_experts), np.int32)
-        c.library().lplb_placement_replica_count(self._handle, address(out))
+        c.lib().lplb_placement_replica_count(self._handle, address(out))
         return out
 
     @property
@@ -89,7 +89,7 @@ class Placement:
         """Slots of each expert, ascending, padded with -1: int32 [L][E][X]."""
         most = max(1, int(self.replica_count.max()))
         out = np.empty((self.layers, self.n_logical_experts, most), np.int32)
-        c.check(c.library().lplb_placement_logical_to_physical(self._handle, most, address(out)))
+        c.check(c.lib().lplb_placement_logical_to_physical(self._handle, most, address(out)))
         return out
 
     def imbalance(self, load: Array, solver: str = "exact", threads: int = 0) -> np.ndarray:
@@ -101,7 +101,7 @@ class Placement:
         if solver not in _SOLVERS:
             raise c.bad(f"solver '{solver}' is not one of {', '.join(_SOLVERS)}")
         out = np.empty(counts.shape[:2])
-        c.check(c.library().lplb_placement_imbalance(
+        c.check(c.lib().lplb_placement_imbalance(
             self._handle, address(counts), counts.shape[0], _SOLVERS[solver], threads,
             address(out)))
         return out if len(shape) == 3 else out[0]
@@ -109,10 +109,10 @@ class Placement:
     def moves(self, before: Placement) -> list[Move]:
         """What has to be copied to come from `before` to this placement."""
         n = ctypes.c_int64()
-        c.check(c.library().lplb_placement_moves(before._handle, self._handle, None, 0,
+        c.check(c.lib().lplb_placement_moves(before._handle, self._handle, None, 0,
                                                  ctypes.byref(n)))
         out = (c.Move * n.value)()
-        c.check(c.library().lplb_placement_moves(before._handle, self._handle, out, n.value,
+        c.check(c.lib().lplb_placement_moves(before._handle, self._handle, out, n.value,
                                                  ctypes.byref(n)))
         return [Move(m.layer, m.slot, m.expert, m.rank, m.source_rank) for m in out]
 
@@ -120,13 +120,13 @@ class Placement:
         """Writes an engine's file: sglang, vllm, trtllm, vllm-ascend or omni."""
         if format not in FORMATS:
             raise c.bad(f"format '{format}' is not one of {', '.join(FORMATS)}")
-        c.check(c.library().lplb_placement_write(self._handle, FORMATS[format], os.fsencode(path)))
+        c.check(c.lib().lplb_placement_write(self._handle, FORMATS[format], os.fsencode(path)))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], ranks: int = 0) -> Placement:
         """Reads an engine's file, recognised by content; ranks 0 = the file says."""
         handle = ctypes.POINTER(c.PlacementStruct)()
-        c.check(c.library().lplb_placement_read(os.fsencode(path), ranks, ctypes.byref(handle)))
+        c.check(c.lib().lplb_placement_read(os.fsencode(path), ranks, ctypes.byref(handle)))
         return cls._adopt(handle)
 
     @classmethod
@@ -138,7 +138,7 @@ class Placement:
             return cls(table.reshape(struct.layers, struct.slots), struct.ranks,
                        n_logical_experts=struct.experts, slots_per_rank=np.diff(offset))
         finally:
-            c.library().lplb_placement_destroy(handle)
+            c.lib().lplb_placement_destroy(handle)
 
 
 def _int32_at(pointer: int, count: int) -> np.ndarray:
@@ -154,14 +154,14 @@ def _create(table: np.ndarray, experts: int, ranks: int,
         if per_rank.shape != (ranks,):
             raise c.bad(f"slots_per_rank has shape {per_rank.shape}, must be [{ranks}]")
     handle = ctypes.POINTER(c.PlacementStruct)()
-    c.check(c.library().lplb_placement_create(layers, experts, slots, ranks,
+    c.check(c.lib().lplb_placement_create(layers, experts, slots, ranks,
                                               None if per_rank is None else address(per_rank),
                                               ctypes.byref(handle)))
     ctypes.memmove(handle.contents.physical_to_logical, address(table), table.nbytes)
-    status = c.library().lplb_placement_validate(handle)
+    status = c.lib().lplb_placement_validate(handle)
     if status != c.OK:
         error = c.last_error(status)
-        c.library().lplb_placement_destroy(handle)
+        c.lib().lplb_placement_destroy(handle)
         raise error
     return handle
 
@@ -235,11 +235,11 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
         if graph is not None:
             config.topology = ctypes.cast(graph, ctypes.c_void_p)
         handle = ctypes.POINTER(c.PlacementStruct)()
-        c.check(c.library().lplb_place(ctypes.byref(config), address(counts), samples, layers,
+        c.check(c.lib().lplb_place(ctypes.byref(config), address(counts), samples, layers,
                                        experts, weights, ctypes.byref(handle)))
     finally:
         if graph is not None:
-            c.library().lplb_topology_destroy(graph)
+            c.lib().lplb_topology_destroy(graph)
     return Placement._adopt(handle)
 
 
@@ -247,12 +247,12 @@ def _topology(topology: str | Array, ranks: int, slots: int, experts: int) -> An
     graph = ctypes.POINTER(c.Topology)()
     if isinstance(topology, str):
         redundant = max(1, (slots - experts) // ranks)
-        c.check(c.library().lplb_topology_create(topology.encode(), ranks, redundant,
+        c.check(c.lib().lplb_topology_create(topology.encode(), ranks, redundant,
                                                  ctypes.byref(graph)))
         return graph
     r2o = np.ascontiguousarray(as_integers(topology, "topology"), dtype=np.int32)
     if r2o.ndim != 2:
         raise c.bad(f"topology has shape {r2o.shape}, must be [group_size][redundant]")
-    c.check(c.library().lplb_topology_from_r2o(address(r2o), r2o.shape[0], r2o.shape[1],
+    c.check(c.lib().lplb_topology_from_r2o(address(r2o), r2o.shape[0], r2o.shape[1],
                                                ctypes.byref(graph)))
     return graph

@@ -42,7 +42,7 @@ def parse_solver(text: str) -> tuple[c.PlanConfig, bool]:
     """The options of a solver's text, and whether it asks for locality."""
     config = c.PlanConfig(struct_size=ctypes.sizeof(c.PlanConfig))
     locality = ctypes.c_int32()
-    c.check(c.library().lplb_plan_parse_solver(text.encode(), ctypes.byref(config),
+    c.check(c.lib().lplb_plan_parse_solver(text.encode(), ctypes.byref(config),
                                                ctypes.byref(locality)))
     return config, bool(locality.value)
 
@@ -69,10 +69,10 @@ class Solver:
             node = np.ascontiguousarray(node, dtype=np.int32)
             config.node = address(node)
         handle = ctypes.c_void_p()
-        c.check(c.library().lplb_planner_create(ctypes.byref(config), ctypes.byref(handle)))
+        c.check(c.lib().lplb_planner_create(ctypes.byref(config), ctypes.byref(handle)))
         self._handle = handle
-        self._close = weakref.finalize(self, c.library().lplb_planner_destroy, handle)
-        self._solve = c.library().lplb_plan_solve
+        self._close = weakref.finalize(self, c.lib().lplb_planner_destroy, handle)
+        self._solve = c.lib().lplb_plan_solve
         self.tokens = np.zeros(hosts.experts, np.int64)
         self.fixed = np.zeros(hosts.ranks, np.int64)
         self.split = np.zeros(len(hosts.rank), np.int64)
@@ -168,7 +168,7 @@ class Plan:
                               outcome=2, max_load=self.max_load, objective=self._objective(),
                               bound=-math.inf)
         given = c.PlanInput(tokens=address(self.tokens), fixed=address(self.fixed))
-        c.check(c.library().lplb_plan_check(
+        c.check(c.lib().lplb_plan_check(
             ctypes.byref(self.hosts.struct), None if self.speed is None else address(self.speed),
             ctypes.byref(given), ctypes.byref(result)))
         if self.outcome == "optimal" and self.speed is None and self.max_load != self.integer_bound:
@@ -239,7 +239,7 @@ def _bound(hosts: HostTable, tokens: np.ndarray, fixed: np.ndarray,
     bound = c.Bound()
     words = np.zeros((hosts.ranks + 63) // 64, np.uint64)
     given = c.PlanInput(tokens=address(tokens), fixed=address(fixed))
-    c.check(c.library().lplb_plan_bound(
+    c.check(c.lib().lplb_plan_bound(
         ctypes.byref(hosts.struct), None if speed is None else address(speed),
         ctypes.byref(given), ctypes.byref(bound), address(words)))
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:hosts.ranks]

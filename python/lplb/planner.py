@@ -208,7 +208,7 @@ class Planner:
             _log.info("lplb: counts of %d ranks are shared over %s", self._comm.size(),
                       self._comm.transport)
         self._comm.agree({
-            "the library's version": c.library().lplb_version().decode(),
+            "the library's version": c.lib().lplb_version().decode(),
             "n_routed_experts": self.n_routed_experts,
             "n_logical_routed_experts": self.n_logical_routed_experts,
             "ep_size": self.ep_size,
@@ -292,7 +292,7 @@ class Planner:
         load = load.reshape(n)
         weight = np.ascontiguousarray(load, dtype=np.float32)
         table = np.empty(n, np.int32)
-        c.check(c.library().lplb_eplb_rebalance_experts(
+        c.check(c.lib().lplb_eplb_rebalance_experts(
             address(weight), 1, n, n, self.n_group, self._nodes, self.ep_size, address(table),
             None, None))
         by_rank = table.reshape(self.ep_size, -1)
@@ -515,7 +515,7 @@ class Planner:
             return _count_on_device(idx, n, n_sms)
         ids = Ids(idx)
         total = np.empty(n, np.int64)
-        c.check(c.library().lplb_count_experts(ids.pointer, ids.dtype, ids.count, n, 1,
+        c.check(c.lib().lplb_count_experts(ids.pointer, ids.dtype, ids.count, n, 1,
                                                address(total)))
         flat = as_numpy(ids.array).reshape(-1).astype(np.int64)
         part = np.arange(flat.size) // max(1, -(-flat.size // n_sms))
@@ -624,5 +624,5 @@ def _check_r2o(r2o: np.ndarray) -> None:
 
     table = np.ascontiguousarray(r2o, dtype=np.int32)
     graph = ctypes.POINTER(c.Topology)()
-    c.check(c.library().lplb_topology_from_r2o(address(table), *table.shape, ctypes.byref(graph)))
-    c.library().lplb_topology_destroy(graph)
+    c.check(c.lib().lplb_topology_from_r2o(address(table), *table.shape, ctypes.byref(graph)))
+    c.lib().lplb_topology_destroy(graph)

@@ -227,7 +227,7 @@ class _Handle:
         self._handle = out.value
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return getattr(c.library(), f"lplb_{self._prefix}_{name}")(*arguments)
+        return getattr(c.lib(), f"lplb_{self._prefix}_{name}")(*arguments)
 
     def __del__(self) -> None:
         if self._handle and c._library is not None:
@@ -408,7 +408,7 @@ class Event(NamedTuple):
 
 
 def _event(e: _Event) -> Event:
-    return Event(e.step, c.library().lplb_event_name(e.kind).decode(), e.status, e.layer, e.rank,
+    return Event(e.step, c.lib().lplb_event_name(e.kind).decode(), e.status, e.layer, e.rank,
                  e.layers, e.moves, e.before, e.after, e.text.decode(errors="replace"))
 
 
@@ -545,7 +545,7 @@ class Manager(_Saved):
         """A copy of the mapping in force. Raises while there is none that serves every expert."""
         handle, copy = POINTER(c.PlacementStruct)(), POINTER(c.PlacementStruct)()
         c.check(self._call("placement", self._handle, ctypes.byref(handle)))
-        c.check(c.library().lplb_placement_copy(handle, ctypes.byref(copy)))
+        c.check(c.lib().lplb_placement_copy(handle, ctypes.byref(copy)))
         return Placement._adopt(copy)
 
     @property
@@ -608,11 +608,11 @@ class Monitor(_Handle):
     def range(self, name: str, lane: int = 0) -> Iterator[None]:
         """A named range in the Chrome trace, and for NVTX tools."""
         text = name.encode()[:31]
-        begin = c.library().lplb_range_begin(text)
+        begin = c.lib().lplb_range_begin(text)
         try:
             yield
         finally:
-            c.library().lplb_range_end(self._handle, text, lane, begin)
+            c.lib().lplb_range_end(self._handle, text, lane, begin)
 
     def _render(self, kind: int) -> str:
         need, room = c_size_t(), 1 << 16
@@ -656,11 +656,11 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
     advice = _Advice()
     if isinstance(load, (str, os.PathLike)):
         handle = POINTER(c.Trace)()
-        c.check(c.library().lplb_trace_read(os.fsencode(load), None, ctypes.byref(handle)))
+        c.check(c.lib().lplb_trace_read(os.fsencode(load), None, ctypes.byref(handle)))
         try:
-            c.check(c.library().lplb_advise(handle, ctypes.byref(config), ctypes.byref(advice)))
+            c.check(c.lib().lplb_advise(handle, ctypes.byref(config), ctypes.byref(advice)))
         finally:
-            c.library().lplb_trace_destroy(handle)
+            c.lib().lplb_trace_destroy(handle)
     else:
         counts = as_integers(load, "load")
         counts = counts[None] if counts.ndim == 2 else counts
@@ -671,7 +671,7 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
         trace = c.Trace(kind=1, steps=counts.shape[0], layers=counts.shape[1],
                         experts=counts.shape[2], counts=address(counts),
                         layer_id=address(layer_id), source=b"counts")
-        c.check(c.library().lplb_advise(ctypes.byref(trace), ctypes.byref(config),
+        c.check(c.lib().lplb_advise(ctypes.byref(trace), ctypes.byref(config),
                                         ctypes.byref(advice)))
     return _advice(advice)
 

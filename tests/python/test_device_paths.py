@@ -29,7 +29,7 @@ def library_of_stand_in(tmp_path_factory):
     out = tmp_path_factory.mktemp("cuda") / "liblplb_cuda.so"
     subprocess.run(["cc", "-std=c11", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{ROOT}/include",
                     str(ROOT / "tests" / "python" / "stand_in_cuda.c"), "-o", str(out),
-                    _library.library().path], check=True)
+                    _library.lib().path], check=True)
     return str(out)
 
 
@@ -248,7 +248,7 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setattr(_cuda, "_loaded", None)
     monkeypatch.setattr(_cuda, "find_library", lambda: None)
     with pytest.raises(lplb.InputError, match="liblplb_cuda"):
-        _cuda.library()
+        _cuda.lib()
     monkeypatch.undo()
     monkeypatch.setenv("LPLB_CUDA_LIBRARY", "none.so")
     with pytest.raises(lplb.Error, match="none.so"):

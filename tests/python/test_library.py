@@ -74,7 +74,7 @@ def test_codes_are_those_of_the_header(root):
 
 
 def test_version_is_the_librarys(root):
-    assert c.library().lplb_version().decode() == lplb.__version__
+    assert c.lib().lplb_version().decode() == lplb.__version__
     assert f"VERSION {lplb.__version__} " in (root / "CMakeLists.txt").read_text()
 
 
@@ -105,7 +105,7 @@ def test_library_is_named_by_the_environment(tmp_path):
     wrong = tmp_path / "liblplb.so.0"
     wrong.write_text("no library")
     assert "cannot load" in run_python(code, LPLB_LIBRARY=str(tmp_path)).stderr
-    found = run_python(code, LPLB_LIBRARY=c.library().path)
+    found = run_python(code, LPLB_LIBRARY=c.lib().path)
     assert found.returncode == 0, found.stderr
 
 
@@ -114,7 +114,7 @@ def test_torch_is_not_imported():
             "p = lplb.Planner.from_placement(numpy.arange(8), ep_size=4)\n"
             "p.run(numpy.arange(8))\n"
             "assert 'torch' not in sys.modules")
-    done = run_python(code, LPLB_LIBRARY=c.library().path)
+    done = run_python(code, LPLB_LIBRARY=c.lib().path)
     assert done.returncode == 0, done.stderr
 
 
