@@ -1,10 +1,16 @@
 /* lplb train: finds lplb-train beside this program and starts it, on several ranks through mpirun.
  * The trainer is a program of its own because only it needs MPI and a BLAS. */
 #include <errno.h>
+#include <fcntl.h>
 #include <libgen.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -81,6 +87,46 @@ static int without_trainer(const char *name, const launch *l) {
                     "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)");
 }
 
+/* ---- several ranks ---- */
+
+/* mpirun, told to end, kills its ranks after a second, which may be in the middle of a step. But it
+ * hands SIGUSR1 on to them, which they understand as a wish to stop (src/train/run.c). So this
+ * program stays, with mpirun in a process group that a terminal's Ctrl-C does not reach. */
+static volatile sig_atomic_t launcher, asked_by;
+
+static void pass_on(int signal_number) {
+    asked_by = signal_number;
+    if (launcher > 0) kill((pid_t)launcher, SIGUSR1);
+}
+
+static void start_launcher(char **words) {
+    int nothing = open("/dev/null", O_RDONLY); /* a background group may not read the terminal */
+    setpgid(0, 0);
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
+    if (nothing >= 0) dup2(nothing, STDIN_FILENO);
+    execvp(words[0], words);
+    _exit(127);
+}
+
+static int run_ranks(const char *name, char **words) {
+    struct sigaction action = {.sa_handler = pass_on};
+    int status = 0;
+    pid_t child = fork();
+    if (child < 0) return cli_fail(name, EXIT_FAILED, "cannot start mpirun: %s", strerror(errno));
+    if (child == 0) start_launcher(words);
+    launcher = (sig_atomic_t)child;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    if (code == 127)
+        return cli_fail(name, EXIT_FAILED, "cannot start mpirun (apt-get install openmpi-bin)");
+    return asked_by && code == 128 + SIGTERM ? 128 + (int)asked_by : code;
+}
+
 int cmd_train(int argc, char **argv) {
     char trainer[PATH_SIZE], ranks[24];
     launch l;
@@ -104,7 +150,7 @@ int cmd_train(int argc, char **argv) {
     }
     words[n++] = trainer;
     for (int i = 0; i < l.n_rest; i++) words[n++] = l.rest[i];
+    if (l.ranks > 1) return run_ranks(argv[0], words);
     execvp(words[0], words);
-    return cli_fail(argv[0], EXIT_FAILED, "cannot start %s: %s%s", words[0], strerror(errno),
-                    l.ranks > 1 ? " (apt-get install openmpi-bin)" : "");
+    return cli_fail(argv[0], EXIT_FAILED, "cannot start %s: %s", words[0], strerror(errno));
 }

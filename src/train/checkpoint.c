@@ -3,21 +3,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <zlib.h>
 
-#include "io/output.h"
+#include "train/tensors.h"
 
-#ifdef LPLB_TRAIN_F64
-#define REAL_CODE "F64"
-#else
-#define REAL_CODE "F32"
-#endif
-
-enum { NAME_BYTES = 160, PATH_SIZE = 1024, MODEL_BYTES = 512 };
+enum { MODEL_BYTES = 512, STATES = 3 /* weights, two moments */ };
 
 /* ---- what a checkpoint holds: visited in file order by writer and reader ---- */
 
@@ -30,8 +22,8 @@ static void expert_name(const trainer *t, int32_t layer, int32_t expert, int par
     const param_layout *p = &t->model->layout;
     int32_t l = 0;
     while (p->layer[l].moe != layer) l++;
-    snprintf(name, NAME_BYTES, "%smodel.layers.%d.mlp.experts.%d.%s_proj.weight", moment[state], l,
-             expert, parts[part]);
+    snprintf(name, TENSOR_NAME_BYTES, "%smodel.layers.%d.mlp.experts.%d.%s_proj.weight",
+             moment[state], l, expert, parts[part]);
 }
 
 static void expert_shape(const trainer *t, int part, int64_t *rows, int64_t *cols) {
@@ -55,87 +47,64 @@ static void describe(const model_config *c, char text[MODEL_BYTES]) {
 
 /* ---- writing ---- */
 
-typedef struct writer {
-    lplb__output output;
-    json_t *header;
-    int64_t offset;
-    uint32_t crc;
-} writer;
-
-static void declare(writer *w, const char *name, const char *code, int64_t rows, int64_t cols,
-                    int64_t item_bytes) {
-    int64_t end = w->offset + rows * cols * item_bytes;
-    json_t *shape = rows == 1 ? json_pack("[I]", (json_int_t)cols)
-                              : json_pack("[I, I]", (json_int_t)rows, (json_int_t)cols);
-    json_object_set_new(w->header, name,
-                        json_pack("{s:s, s:o, s:[I, I]}", "dtype", code, "shape", shape,
-                                  "data_offsets", (json_int_t)w->offset, (json_int_t)end));
-    w->offset = end;
-}
-
-static void declare_all(writer *w, const trainer *t) {
-    const param_layout *p = &t->model->layout;
-    const lplb_placement *placement = t->model->experts->placement;
-    char name[NAME_BYTES];
-    for (int s = 0; s < 3; s++)
+/* states: STATES of a checkpoint, 1 for weights alone. */
+static lplb_status declare_replicated(tensor_writer *w, const param_layout *p, int states) {
+    char name[TENSOR_NAME_BYTES];
+    for (int s = 0; s < states; s++)
         for (int32_t i = 0; i < p->n_params; i++) {
             snprintf(name, sizeof name, "%s%s", moment[s], p->param[i].name);
-            declare(w, name, REAL_CODE, p->param[i].rows, p->param[i].cols, sizeof(real));
+            LPLB_TRY(tensor_declare(w, name, REAL_CODE, p->param[i].rows, p->param[i].cols,
+                                    sizeof(real)));
         }
-    for (int32_t l = 0; l < p->moe_layers; l++)
+    return LPLB_OK;
+}
+
+static lplb_status declare_experts(tensor_writer *w, const trainer *t, int states) {
+    char name[TENSOR_NAME_BYTES];
+    for (int32_t l = 0; l < t->model->layout.moe_layers; l++)
         for (int32_t e = 0; e < t->config.model.experts; e++)
-            for (int s = 0; s < 3; s++)
+            for (int s = 0; s < states; s++)
                 for (int part = 0; part < 3; part++) {
                     int64_t rows, cols;
                     expert_name(t, l, e, part, s, name);
                     expert_shape(t, part, &rows, &cols);
-                    declare(w, name, REAL_CODE, rows, cols, sizeof(real));
+                    LPLB_TRY(tensor_declare(w, name, REAL_CODE, rows, cols, sizeof(real)));
                 }
-    declare(w, "lplb.selection_bias", REAL_CODE, p->moe_layers, t->config.model.experts,
-            sizeof(real));
-    declare(w, "lplb.placement", "I32", placement->layers, placement->slots, sizeof(int32_t));
-    if (t->balancer) declare(w, "lplb.manager", "U8", 1, balancer_save_bytes(t->balancer), 1);
-}
-
-static lplb_status put(writer *w, const void *data, int64_t bytes) {
-    if (fwrite(data, 1, (size_t)bytes, w->output.file) != (size_t)bytes)
-        return LPLB_FAIL(LPLB_IO, "%s: %s", w->output.path, strerror(errno));
-    for (int64_t at = 0; at < bytes;) {
-        uInt n = bytes - at > 1 << 30 ? 1 << 30 : (uInt)(bytes - at);
-        w->crc = (uint32_t)crc32(w->crc, (const unsigned char *)data + at, n);
-        at += n;
-    }
     return LPLB_OK;
 }
 
-static lplb_status put_header(writer *w, const trainer *t) {
-    char step[32], ranks[32], shape[MODEL_BYTES];
+static lplb_status put_header(tensor_writer *w, const trainer *t) {
+    const param_layout *p = &t->model->layout;
+    const lplb_placement *placement = t->model->experts->placement;
+    char step[32], ranks[32], seed[32], sequences[32], context[32], shape[MODEL_BYTES];
+    LPLB_TRY(declare_replicated(w, p, STATES));
+    LPLB_TRY(declare_experts(w, t, STATES));
+    LPLB_TRY(tensor_declare(w, "lplb.selection_bias", REAL_CODE, p->moe_layers,
+                            t->config.model.experts, sizeof(real)));
+    LPLB_TRY(tensor_declare(w, "lplb.placement", "I32", placement->layers, placement->slots,
+                            sizeof(int32_t)));
+    if (t->balancer)
+        LPLB_TRY(tensor_declare(w, "lplb.manager", "U8", 1, balancer_save_bytes(t->balancer), 1));
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     snprintf(ranks, sizeof ranks, "%d", t->model->experts->group->size);
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)t->config.seed);
+    snprintf(sequences, sizeof sequences, "%lld", (long long)t->config.global_batch);
+    snprintf(context, sizeof context, "%d", t->config.model.context);
     describe(&t->config.model, shape);
-    json_object_set_new(w->header, "__metadata__",
-                        json_pack("{s:s, s:s, s:s, s:s}", "schema", "lplb.checkpoint/1", "step",
-                                  step, "expert_ranks", ranks, "model", shape));
-    declare_all(w, t);
-    char *text = json_dumps(w->header, JSON_COMPACT);
-    if (!text) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the checkpoint's header");
-    uint64_t bytes = strlen(text), padded = (bytes + 7) / 8 * 8; /* readers want 8-byte starts */
-    unsigned char length[8];
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(padded >> (8 * i));
-    lplb_status status = put(w, length, 8);
-    if (status == LPLB_OK) status = put(w, text, (int64_t)bytes);
-    if (status == LPLB_OK) status = put(w, "        ", (int64_t)(padded - bytes));
-    free(text);
-    return status;
+    return tensor_put_header(w,
+                             json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "schema",
+                                       "lplb.checkpoint/1", "step", step, "expert_ranks", ranks,
+                                       "model", shape, "seed", seed, "global_batch", sequences,
+                                       "context", context, "text_sha256", t->config.text_digest));
 }
 
-static lplb_status put_replicated(writer *w, const trainer *t) {
+static lplb_status put_replicated(tensor_writer *w, const trainer *t, int states) {
     const param_layout *p = &t->model->layout;
-    const real *states[] = {t->model->param, t->optimizer->m1, t->optimizer->m2};
-    for (int s = 0; s < 3; s++)
+    const real *state[STATES] = {t->model->param, t->optimizer->m1, t->optimizer->m2};
+    for (int s = 0; s < states; s++)
         for (int32_t i = 0; i < p->n_params; i++)
-            LPLB_TRY(put(w, states[s] + p->param[i].offset,
-                         p->param[i].rows * p->param[i].cols * (int64_t)sizeof(real)));
+            LPLB_TRY(tensor_put(w, state[s] + p->param[i].offset,
+                                p->param[i].rows * p->param[i].cols * (int64_t)sizeof(real)));
     return LPLB_OK;
 }
 
@@ -143,12 +112,13 @@ static lplb_status put_replicated(writer *w, const trainer *t) {
 typedef struct gathering {
     int64_t *send_rows, *recv_rows; /* [ranks] */
     int64_t *order;                 /* [experts] row of each at rank 0 */
-    buffer send, recv;              /* rows: weights, first, second moments */
+    int states;                     /* of a row: weights, first, second moments */
+    buffer send, recv;              /* rows */
 } gathering;
 
 static lplb_status open_gathering(gathering *g, const trainer *t, bool leader) {
     const experts *x = t->model->experts;
-    int64_t row = 3 * x->expert_items;
+    int64_t row = g->states * x->expert_items;
     LPLB_TRY(LPLB_CALLOC(g->send_rows, x->group->size));
     LPLB_TRY(LPLB_CALLOC(g->recv_rows, x->group->size));
     LPLB_TRY(LPLB_CALLOC(g->order, x->placement->experts));
@@ -166,12 +136,12 @@ static void close_gathering(gathering *g) {
 
 /* The experts of one layer come to rank 0 from the hosts of their lowest slots; w is NULL
  * elsewhere. */
-static lplb_status put_layer(writer *w, trainer *t, int32_t layer, gathering *g) {
+static lplb_status put_layer(tensor_writer *w, trainer *t, int32_t layer, gathering *g) {
     experts *x = t->model->experts;
     lplb__group *group = x->group;
     const lplb_placement *p = x->placement;
     const int32_t *map = p->physical_to_logical + (int64_t)layer * p->slots;
-    int64_t items = x->expert_items, row = 3 * items, next = 0;
+    int64_t items = x->expert_items, row = g->states * items, next = 0;
     const real *states[] = {x->weight, t->optimizer->expert_m1, t->optimizer->expert_m2};
     memset(g->send_rows, 0, sizeof(int64_t) * (size_t)group->size);
     memset(g->recv_rows, 0, sizeof(int64_t) * (size_t)group->size);
@@ -184,7 +154,7 @@ static lplb_status put_layer(writer *w, trainer *t, int32_t layer, gathering *g)
             if (w) g->recv_rows[r]++;
             if (r != group->rank) continue;
             int64_t at = ((int64_t)layer * x->local_slots + s - x->first_slot) * items;
-            for (int i = 0; i < 3; i++)
+            for (int i = 0; i < g->states; i++)
                 memcpy(g->send.data + g->send_rows[0] * row + i * items, states[i] + at,
                        sizeof(real) * (size_t)items);
             g->send_rows[0]++;
@@ -192,14 +162,14 @@ static lplb_status put_layer(writer *w, trainer *t, int32_t layer, gathering *g)
     LPLB_TRY(group->table->all_to_all_rows(group, g->send.data, g->send_rows, g->recv.data,
                                            g->recv_rows, row * (int64_t)sizeof(real)));
     for (int32_t e = 0; w && e < p->experts; e++)
-        LPLB_TRY(put(w, g->recv.data + g->order[e] * row, row * (int64_t)sizeof(real)));
+        LPLB_TRY(tensor_put(w, g->recv.data + g->order[e] * row, row * (int64_t)sizeof(real)));
     return LPLB_OK;
 }
 
 /* A full disk at rank 0 stops all at the same layer: nobody waits for rows that nobody takes. */
-static lplb_status put_experts(writer *w, trainer *t) {
+static lplb_status put_experts(tensor_writer *w, trainer *t, int states) {
     lplb__group *group = t->model->experts->group;
-    gathering g = {0};
+    gathering g = {.states = states};
     lplb_status status = open_gathering(&g, t, w != NULL);
     for (int32_t l = 0; l < t->model->layout.moe_layers; l++) {
         status = lplb__group_agree(group, status, where);
@@ -211,37 +181,37 @@ static lplb_status put_experts(writer *w, trainer *t) {
 }
 
 /* The same on every rank but for what it says of times. */
-static lplb_status put_manager(writer *w, const trainer *t) {
+static lplb_status put_manager(tensor_writer *w, const trainer *t) {
     int64_t bytes = balancer_save_bytes(t->balancer);
     if (!t->balancer) return LPLB_OK;
     unsigned char *state;
     LPLB_TRY(LPLB_CALLOC(state, bytes));
     lplb_status status = balancer_save(t->balancer, state, bytes);
-    if (status == LPLB_OK) status = put(w, state, bytes);
+    if (status == LPLB_OK) status = tensor_put(w, state, bytes);
     lplb__free(state);
     return status;
 }
 
-static lplb_status put_rest(writer *w, const trainer *t) {
+static lplb_status put_rest(tensor_writer *w, const trainer *t) {
     const lplb_placement *p = t->model->experts->placement;
     int64_t cells = (int64_t)p->layers * p->experts;
-    LPLB_TRY(put(w, t->model->bias, cells * (int64_t)sizeof(real)));
-    LPLB_TRY(
-        put(w, p->physical_to_logical, (int64_t)p->layers * p->slots * (int64_t)sizeof(int32_t)));
+    LPLB_TRY(tensor_put(w, t->model->bias, cells * (int64_t)sizeof(real)));
+    LPLB_TRY(tensor_put(w, p->physical_to_logical,
+                        (int64_t)p->layers * p->slots * (int64_t)sizeof(int32_t)));
     return put_manager(w, t);
 }
 
 static void file_name(int64_t step, char *name) {
-    snprintf(name, NAME_BYTES, "step-%08lld.safetensors", (long long)step);
+    snprintf(name, TENSOR_NAME_BYTES, "step-%08lld.safetensors", (long long)step);
 }
 
-static lplb_status write_manifest(const trainer *t, const char *folder, const writer *w) {
-    char path[PATH_SIZE], name[NAME_BYTES];
+static lplb_status write_manifest(const trainer *t, const char *folder, uint32_t crc) {
+    char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
     file_name(t->step, name);
     snprintf(path, sizeof path, "%s/latest.json", folder);
     json_t *manifest =
         json_pack("{s:s, s:s, s:I, s:I}", "schema", "lplb.checkpoint_manifest/1", "file", name,
-                  "step", (json_int_t)t->step, "crc32", (json_int_t)w->crc);
+                  "step", (json_int_t)t->step, "crc32", (json_int_t)crc);
     char *text = manifest ? json_dumps(manifest, JSON_INDENT(1)) : NULL;
     json_decref(manifest);
     if (!text) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the manifest");
@@ -256,7 +226,7 @@ static void remove_old(const char *folder, int64_t step) {
     int n = scandir(folder, &entries, NULL, alphasort), earlier = 0;
     for (int i = n - 1; i >= 0; i--) {
         long long at;
-        char name[NAME_BYTES], path[PATH_SIZE];
+        char name[TENSOR_NAME_BYTES], path[TENSOR_PATH_BYTES];
         if (sscanf(entries[i]->d_name, "step-%lld.safetensors", &at) == 1 && at < step) {
             file_name(at, name);
             if (!strcmp(name, entries[i]->d_name) && ++earlier > 1) {
@@ -275,7 +245,7 @@ static lplb_status make_folder(const char *folder) {
 }
 
 lplb_status checkpoint_prepare(const char *folder, bool resumes) {
-    char path[PATH_SIZE];
+    char path[TENSOR_PATH_BYTES];
     int64_t latest;
     lplb__output probe;
     LPLB_TRY(make_folder(folder));
@@ -292,45 +262,35 @@ lplb_status checkpoint_prepare(const char *folder, bool resumes) {
 }
 
 /* The leader's part up to the experts. */
-static lplb_status open_writer(writer *w, const trainer *t, const char *folder) {
-    char path[PATH_SIZE], name[NAME_BYTES];
+static lplb_status open_writer(tensor_writer *w, const trainer *t, const char *folder) {
+    char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
     LPLB_TRY(make_folder(folder));
     file_name(t->step, name);
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
         return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
-    w->header = json_object();
-    LPLB_TRY(lplb__output_open(path, &w->output));
+    LPLB_TRY(tensor_writer_open(w, path));
     LPLB_TRY(put_header(w, t));
-    return put_replicated(w, t);
+    return put_replicated(w, t, STATES);
 }
 
 lplb_status checkpoint_save(trainer *t, const char *folder) {
     lplb__group *world = t->grid.world;
     bool leader = world->rank == 0, in_first_replica = t->grid.replica->rank == 0;
-    writer w = {0};
+    tensor_writer w = {.header = NULL};
     lplb_status status =
         lplb__group_agree(world, leader ? open_writer(&w, t, folder) : LPLB_OK, where);
-    if (status == LPLB_OK && in_first_replica) status = put_experts(leader ? &w : NULL, t);
+    if (status == LPLB_OK && in_first_replica) status = put_experts(leader ? &w : NULL, t, STATES);
     if (leader && status == LPLB_OK) status = put_rest(&w, t);
-    if (leader && status == LPLB_OK) status = lplb__output_commit(&w.output);
-    else if (leader) lplb__output_abort(&w.output);
-    if (leader && status == LPLB_OK) status = write_manifest(t, folder, &w);
+    if (leader) status = tensor_writer_close(&w, status);
+    if (leader && status == LPLB_OK) status = write_manifest(t, folder, w.crc);
     if (leader && status == LPLB_OK) remove_old(folder, t->step);
-    json_decref(w.header);
     return lplb__group_agree(world, status, where);
 }
 
 /* ---- reading ---- */
 
-typedef struct reader {
-    char path[PATH_SIZE];
-    FILE *file;
-    json_t *header;
-    int64_t data, bytes; /* start of the data, size of the file */
-} reader;
-
 static lplb_status read_manifest(const char *folder, char *name, int64_t *step, int64_t *crc) {
-    char path[PATH_SIZE];
+    char path[TENSOR_PATH_BYTES];
     json_error_t error;
     const char *file = NULL;
     json_int_t at = 0, sum = 0;
@@ -339,8 +299,8 @@ static lplb_status read_manifest(const char *folder, char *name, int64_t *step, 
     if (!manifest) return LPLB_FAIL(LPLB_IO, "%s: %s", path, error.text);
     bool fine =
         !json_unpack(manifest, "{s:s, s:I, s:I}", "file", &file, "step", &at, "crc32", &sum) &&
-        strlen(file) < NAME_BYTES && !strchr(file, '/') && at >= 0;
-    if (fine) snprintf(name, NAME_BYTES, "%s", file);
+        strlen(file) < TENSOR_NAME_BYTES && !strchr(file, '/') && at >= 0;
+    if (fine) snprintf(name, TENSOR_NAME_BYTES, "%s", file);
     json_decref(manifest);
     *step = at;
     *crc = sum;
@@ -348,7 +308,7 @@ static lplb_status read_manifest(const char *folder, char *name, int64_t *step, 
 }
 
 lplb_status checkpoint_latest(const char *folder, int64_t *step) {
-    char path[PATH_SIZE], name[NAME_BYTES];
+    char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
     int64_t crc;
     struct stat info;
     *step = -1;
@@ -357,127 +317,66 @@ lplb_status checkpoint_latest(const char *folder, int64_t *step) {
     return read_manifest(folder, name, step, &crc);
 }
 
-static lplb_status open_reader(reader *r, const char *folder, const char *name) {
-    unsigned char length[8];
-    uint64_t bytes = 0;
-    enum { MOST = 256 << 20 };
-    if (snprintf(r->path, sizeof r->path, "%s/%s", folder, name) >= (int)sizeof r->path)
-        return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
-    r->file = fopen(r->path, "rb");
-    if (!r->file) return LPLB_FAIL(LPLB_IO, "%s: %s", r->path, strerror(errno));
-    fseeko(r->file, 0, SEEK_END);
-    r->bytes = ftello(r->file);
-    rewind(r->file);
-    bool read = fread(length, 1, 8, r->file) == 8;
-    for (int i = 0; i < 8 && read; i++) bytes |= (uint64_t)length[i] << (8 * i);
-    if (!read || bytes > MOST || (int64_t)bytes + 8 > r->bytes)
-        return LPLB_FAIL(LPLB_FORMAT, "%s: no safetensors file, or cut short", r->path);
-    char *text = lplb__malloc(bytes + 1);
-    if (!text) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for the header of %s", r->path);
-    json_error_t error;
-    r->header = fread(text, 1, bytes, r->file) == bytes
-                    ? json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error)
-                    : NULL;
-    lplb__free(text);
-    r->data = 8 + (int64_t)bytes;
-    if (!json_is_object(r->header))
-        return LPLB_FAIL(LPLB_FORMAT, "%s: the header is no JSON object", r->path);
-    return LPLB_OK;
+/* A checkpoint has its own numbers, bit by bit; weights alone may come as others. */
+static lplb_status get_state(tensor_reader *r, const char *name, int64_t rows, int64_t cols,
+                             int states, real *out) {
+    return states == STATES ? tensor_get(r, name, REAL_CODE, rows * cols, sizeof(real), out)
+                            : tensor_get_real(r, name, rows, cols, out);
 }
 
-static void close_reader(reader *r) {
-    if (r->file) fclose(r->file);
-    json_decref(r->header);
-}
-
-static lplb_status check_sum(reader *r, int64_t expected) {
-    unsigned char block[65536];
-    uint32_t crc = 0;
-    size_t n;
-    rewind(r->file);
-    while ((n = fread(block, 1, sizeof block, r->file)) > 0)
-        crc = (uint32_t)crc32(crc, block, (uInt)n);
-    if ((int64_t)crc != expected)
-        return LPLB_FAIL(LPLB_FORMAT, "%s: damaged, its checksum is %08x instead of %08x", r->path,
-                         crc, (unsigned)expected);
-    return LPLB_OK;
-}
-
-/* Reads a whole tensor of `items` numbers. */
-static lplb_status get(reader *r, const char *name, const char *code, int64_t items,
-                       int64_t item_bytes, void *out) {
-    const char *dtype = NULL;
-    json_int_t first = -1, end = -1;
-    json_t *entry = json_object_get(r->header, name);
-    if (!entry ||
-        json_unpack(entry, "{s:s, s:[I, I]}", "dtype", &dtype, "data_offsets", &first, &end))
-        return LPLB_FAIL(LPLB_FORMAT, "%s: no tensor %s: a checkpoint of another model", r->path,
-                         name);
-    if (strcmp(dtype, code) || end - first != items * item_bytes || first < 0 ||
-        end > r->bytes - r->data)
-        return LPLB_FAIL(LPLB_FORMAT, "%s: %s is %s of %lld bytes, this model has %s of %lld bytes",
-                         r->path, name, dtype, (long long)(end - first), code,
-                         (long long)(items * item_bytes));
-    if (fseeko(r->file, r->data + first, SEEK_SET) ||
-        fread(out, (size_t)item_bytes, (size_t)items, r->file) != (size_t)items)
-        return LPLB_FAIL(LPLB_IO, "%s: cannot read %s", r->path, name);
-    return LPLB_OK;
-}
-
-static lplb_status get_replicated(reader *r, trainer *t) {
+static lplb_status get_replicated(tensor_reader *r, trainer *t, int states) {
     const param_layout *p = &t->model->layout;
-    real *states[] = {t->model->param, t->optimizer->m1, t->optimizer->m2};
-    char name[NAME_BYTES];
-    for (int s = 0; s < 3; s++)
+    real *state[STATES] = {t->model->param, t->optimizer->m1, t->optimizer->m2};
+    char name[TENSOR_NAME_BYTES];
+    for (int s = 0; s < states; s++)
         for (int32_t i = 0; i < p->n_params; i++) {
-            snprintf(name, sizeof name, "%s%s", moment[s], p->param[i].name);
-            LPLB_TRY(get(r, name, REAL_CODE, p->param[i].rows * p->param[i].cols, sizeof(real),
-                         states[s] + p->param[i].offset));
+            const param *q = &p->param[i];
+            snprintf(name, sizeof name, "%s%s", moment[s], q->name);
+            LPLB_TRY(get_state(r, name, q->rows, q->cols, states, state[s] + q->offset));
         }
     return LPLB_OK;
 }
 
-static lplb_status get_experts(reader *r, trainer *t) {
+static lplb_status get_experts(tensor_reader *r, trainer *t, int states) {
     experts *x = t->model->experts;
     const lplb_placement *p = x->placement;
-    real *states[] = {x->weight, t->optimizer->expert_m1, t->optimizer->expert_m2};
-    char name[NAME_BYTES];
+    real *state[STATES] = {x->weight, t->optimizer->expert_m1, t->optimizer->expert_m2};
+    char name[TENSOR_NAME_BYTES];
     for (int32_t l = 0; l < p->layers; l++)
         for (int32_t s = 0; s < x->local_slots; s++) {
             int32_t e = p->physical_to_logical[(int64_t)l * p->slots + x->first_slot + s];
-            int64_t at = ((int64_t)l * x->local_slots + s) * x->expert_items;
-            for (int state = 0; state < 3 && e >= 0; state++)
+            int64_t at = ((int64_t)l * x->local_slots + s) * x->expert_items, rows, cols;
+            for (int i = 0; i < states && e >= 0; i++)
                 for (int part = 0; part < 3; part++) {
-                    int64_t third = x->expert_items / 3;
-                    expert_name(t, l, e, part, state, name);
-                    LPLB_TRY(get(r, name, REAL_CODE, third, sizeof(real),
-                                 states[state] + at + part * third));
+                    expert_name(t, l, e, part, i, name);
+                    expert_shape(t, part, &rows, &cols);
+                    LPLB_TRY(get_state(r, name, rows, cols, states,
+                                       state[i] + at + part * x->expert_items / 3));
                 }
         }
     return LPLB_OK;
 }
 
 /* The placement of the checkpoint where it fits these ranks; else the present one stays. */
-static lplb_status get_placement(reader *r, trainer *t, bool *fits) {
+static lplb_status get_placement(tensor_reader *r, trainer *t, bool *fits) {
     experts *x = t->model->experts;
     lplb_placement *p;
-    const char *ranks = json_string_value(
-        json_object_get(json_object_get(r->header, "__metadata__"), "expert_ranks"));
+    const char *ranks = tensor_metadata(r, "expert_ranks");
     const json_t *shape = json_object_get(json_object_get(r->header, "lplb.placement"), "shape");
     json_int_t slots =
         json_integer_value(json_array_get(shape, json_array_size(shape) > 1 ? 1 : 0));
     *fits = ranks && atoi(ranks) == x->group->size && slots == x->placement->slots;
     if (!*fits) return LPLB_OK;
     LPLB_TRY(lplb_placement_copy(x->placement, &p));
-    lplb_status status = get(r, "lplb.placement", "I32", (int64_t)p->layers * p->slots,
-                             sizeof(int32_t), p->physical_to_logical);
+    lplb_status status = tensor_get(r, "lplb.placement", "I32", (int64_t)p->layers * p->slots,
+                                    sizeof(int32_t), p->physical_to_logical);
     if (status == LPLB_OK) status = experts_use_placement(x, p);
     lplb_placement_destroy(p);
     return status;
 }
 
 /* A manager whose experts lie otherwise, or that was told otherwise, begins anew. */
-static lplb_status get_manager(reader *r, trainer *t, bool fits) {
+static lplb_status get_manager(tensor_reader *r, trainer *t, bool fits) {
     int64_t bytes = balancer_save_bytes(t->balancer);
     json_int_t first = 0, end = -1;
     json_t *entry = json_object_get(r->header, "lplb.manager");
@@ -486,27 +385,26 @@ static lplb_status get_manager(reader *r, trainer *t, bool fits) {
     if (!t->balancer || !same) return balancer_restore(t->balancer, NULL, 0);
     unsigned char *state;
     LPLB_TRY(LPLB_CALLOC(state, bytes));
-    lplb_status status = get(r, "lplb.manager", "U8", bytes, 1, state);
+    lplb_status status = tensor_get(r, "lplb.manager", "U8", bytes, 1, state);
     if (status == LPLB_OK) status = balancer_restore(t->balancer, state, bytes);
     lplb__free(state);
     return status;
 }
 
-static lplb_status load_all(reader *r, trainer *t) {
+static lplb_status load_all(tensor_reader *r, trainer *t) {
     const lplb_placement *p = t->model->experts->placement;
     int64_t cells = (int64_t)p->layers * p->experts;
     bool fits;
     balancer_settle(t->balancer); /* what is staged is of what is about to be replaced */
     LPLB_TRY(get_placement(r, t, &fits));
-    LPLB_TRY(get_replicated(r, t));
-    LPLB_TRY(get_experts(r, t));
-    LPLB_TRY(get(r, "lplb.selection_bias", REAL_CODE, cells, sizeof(real), t->model->bias));
+    LPLB_TRY(get_replicated(r, t, STATES));
+    LPLB_TRY(get_experts(r, t, STATES));
+    LPLB_TRY(tensor_get(r, "lplb.selection_bias", REAL_CODE, cells, sizeof(real), t->model->bias));
     return get_manager(r, t, fits);
 }
 
-static lplb_status check_model(const reader *r, const trainer *t) {
-    const json_t *metadata = json_object_get(r->header, "__metadata__");
-    const char *theirs = json_string_value(json_object_get(metadata, "model"));
+static lplb_status check_model(const tensor_reader *r, const trainer *t) {
+    const char *theirs = tensor_metadata(r, "model");
     char ours[MODEL_BYTES];
     describe(&t->config.model, ours);
     if (theirs && !strcmp(theirs, ours)) return LPLB_OK;
@@ -514,17 +412,181 @@ static lplb_status check_model(const reader *r, const trainer *t) {
                      theirs ? theirs : "it does not say which", ours);
 }
 
-lplb_status checkpoint_load(trainer *t, const char *folder) {
-    reader r = {.file = NULL};
-    char name[NAME_BYTES];
+/* What decides which text comes next: with any of it changed, the run is not the one that was
+ * stopped. */
+static lplb_status check_run(const tensor_reader *r, const trainer *t) {
+    char seed[32], sequences[32], context[32], changed[400] = "";
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)t->config.seed);
+    snprintf(sequences, sizeof sequences, "%lld", (long long)t->config.global_batch);
+    snprintf(context, sizeof context, "%d", t->config.model.context);
+    const struct {
+        const char *key, *name, *ours;
+    } field[] = {{"seed", "seed", seed},
+                 {"text_sha256", "the text's sha256", t->config.text_digest},
+                 {"global_batch", "global-batch", sequences},
+                 {"context", "context", context}};
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
+        const char *theirs = tensor_metadata(r, field[i].key);
+        size_t used = strlen(changed);
+        if (theirs && !strcmp(theirs, field[i].ours)) continue;
+        snprintf(changed + used, sizeof changed - used, "%s%s was %.12s and is %.12s",
+                 used ? ", " : "", field[i].name, theirs ? theirs : "not recorded", field[i].ours);
+    }
+    if (!*changed) return LPLB_OK;
+    return LPLB_FAIL(LPLB_INVALID,
+                     "%s is of another run: %s; give what it had, or --resume-changed to go on "
+                     "with other text from here",
+                     r->path, changed);
+}
+
+static lplb_status open_latest(tensor_reader *r, const char *folder, int64_t *step, int64_t *crc) {
+    char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
+    LPLB_TRY(read_manifest(folder, name, step, crc));
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
+    return tensor_reader_open(r, path);
+}
+
+lplb_status checkpoint_load(trainer *t, const char *folder, bool same_run) {
+    tensor_reader r = {.file = NULL};
     int64_t step = 0, crc = 0;
-    lplb_status status = read_manifest(folder, name, &step, &crc);
-    if (status == LPLB_OK) status = open_reader(&r, folder, name);
-    if (status == LPLB_OK && t->grid.world->rank == 0) status = check_sum(&r, crc);
+    lplb_status status = open_latest(&r, folder, &step, &crc);
+    if (status == LPLB_OK && t->grid.world->rank == 0) status = tensor_check_sum(&r, crc);
     if (status == LPLB_OK) status = check_model(&r, t);
+    if (status == LPLB_OK && same_run) status = check_run(&r, t);
     status = lplb__group_agree(t->grid.world, status, where);
     if (status == LPLB_OK) status = lplb__group_agree(t->grid.world, load_all(&r, t), where);
-    close_reader(&r);
+    tensor_reader_close(&r);
     if (status == LPLB_OK) t->step = step;
     return status;
+}
+
+lplb_status checkpoint_model(const char *folder, model_config *out) {
+    tensor_reader r = {.file = NULL};
+    int64_t step, crc;
+    char router[16] = "";
+    model_config c = *out;
+    lplb_status status = open_latest(&r, folder, &step, &crc);
+    const char *text = status == LPLB_OK ? tensor_metadata(&r, "model") : NULL;
+    const char *context = status == LPLB_OK ? tensor_metadata(&r, "context") : NULL;
+    if (status == LPLB_OK &&
+        (!text || !context ||
+         sscanf(text,
+                "layers=%d width=%d heads=%d kv_heads=%d vocab=%d experts=%d topk=%d "
+                "expert_width=%d shared_width=%d dense_layers=%d dense_width=%d tied=%d "
+                "router=%15s normalize_gates=%d rope_theta=%lg norm_eps=%lg",
+                &c.layers, &c.width, &c.heads, &c.kv_heads, &c.vocab, &c.experts, &c.topk,
+                &c.expert_width, &c.shared_width, &c.dense_layers, &c.dense_width, &c.tied, router,
+                &c.normalize_gates, &c.rope_theta, &c.norm_eps) != 16))
+        status = LPLB_FAIL(LPLB_FORMAT, "%s does not say what model it is of", r.path);
+    c.router = strcmp(router, "sigmoid") ? ROUTER_SOFTMAX : ROUTER_SIGMOID;
+    if (status == LPLB_OK) {
+        c.context = atoi(context);
+        status = model_config_check(&c);
+    }
+    tensor_reader_close(&r);
+    if (status == LPLB_OK) *out = c;
+    return status;
+}
+
+/* ---- weights alone ---- */
+
+/* As models with a bias that only the selection sees name it. */
+static void bias_name(const trainer *t, int32_t layer, char *name) {
+    const param_layout *p = &t->model->layout;
+    int32_t l = 0;
+    while (p->layer[l].moe != layer) l++;
+    snprintf(name, TENSOR_NAME_BYTES, "model.layers.%d.mlp.gate.e_score_correction_bias", l);
+}
+
+static bool has_bias(const trainer *t) {
+    int64_t cells = (int64_t)t->model->layout.moe_layers * t->config.model.experts;
+    for (int64_t i = 0; i < cells; i++)
+        if (t->model->bias[i] != 0) return true;
+    return false;
+}
+
+static lplb_status open_weights(tensor_writer *w, const trainer *t, const char *path) {
+    char shape[MODEL_BYTES], context[32], name[TENSOR_NAME_BYTES];
+    int32_t layers = t->model->layout.moe_layers;
+    LPLB_TRY(tensor_writer_open(w, path));
+    LPLB_TRY(declare_replicated(w, &t->model->layout, 1));
+    LPLB_TRY(declare_experts(w, t, 1));
+    for (int32_t l = 0; l < layers && has_bias(t); l++) {
+        bias_name(t, l, name);
+        LPLB_TRY(tensor_declare(w, name, REAL_CODE, 1, t->config.model.experts, sizeof(real)));
+    }
+    describe(&t->config.model, shape);
+    snprintf(context, sizeof context, "%d", t->config.model.context);
+    LPLB_TRY(tensor_put_header(w, json_pack("{s:s, s:s, s:s, s:s}", "format", "pt", "schema",
+                                            "lplb.weights/1", "model", shape, "context", context)));
+    return put_replicated(w, t, 1);
+}
+
+lplb_status weights_save(trainer *t, const char *path) {
+    lplb__group *world = t->grid.world;
+    bool leader = world->rank == 0;
+    tensor_writer w = {.header = NULL};
+    int64_t cells = (int64_t)t->model->layout.moe_layers * t->config.model.experts;
+    lplb_status status =
+        lplb__group_agree(world, leader ? open_weights(&w, t, path) : LPLB_OK, "writing weights");
+    if (status == LPLB_OK && t->grid.replica->rank == 0)
+        status = put_experts(leader ? &w : NULL, t, 1);
+    if (leader && status == LPLB_OK && has_bias(t))
+        status = tensor_put(&w, t->model->bias, cells * (int64_t)sizeof(real));
+    if (leader) status = tensor_writer_close(&w, status);
+    return lplb__group_agree(world, status, "writing weights");
+}
+
+/* A tensor that has no place here would be lost in silence. */
+static lplb_status check_names(const tensor_reader *r, const trainer *t) {
+    const param_layout *p = &t->model->layout;
+    char name[TENSOR_NAME_BYTES];
+    const char *key;
+    json_t *value, *known = json_object();
+    lplb_status status = known ? LPLB_OK : LPLB_FAIL(LPLB_NO_MEMORY, "no memory for names");
+    for (int32_t i = 0; i < p->n_params; i++)
+        json_object_set_new(known, p->param[i].name, json_true());
+    for (int32_t l = 0; l < p->moe_layers; l++) {
+        bias_name(t, l, name);
+        json_object_set_new(known, name, json_true());
+        for (int32_t i = 0; i < 3 * t->config.model.experts; i++) {
+            expert_name(t, l, i / 3, i % 3, 0, name);
+            json_object_set_new(known, name, json_true());
+        }
+    }
+    json_object_foreach(r->header, key, value) {
+        bool ours = !strncmp(key, "optimizer.", 10) || !strncmp(key, "lplb.", 5) ||
+                    !strcmp(key, "__metadata__") || json_object_get(known, key);
+        if (!ours && status == LPLB_OK)
+            status = LPLB_FAIL(LPLB_FORMAT, "%s: this model has no place for %s", r->path, key);
+    }
+    json_decref(known);
+    return status;
+}
+
+static lplb_status load_weights(tensor_reader *r, trainer *t) {
+    char name[TENSOR_NAME_BYTES];
+    int64_t E = t->config.model.experts;
+    LPLB_TRY(check_names(r, t));
+    if (tensor_metadata(r, "model")) LPLB_TRY(check_model(r, t));
+    LPLB_TRY(get_replicated(r, t, 1));
+    LPLB_TRY(get_experts(r, t, 1));
+    if (tensor_exists(r, "lplb.selection_bias"))
+        return tensor_get_real(r, "lplb.selection_bias", t->model->layout.moe_layers, E,
+                               t->model->bias);
+    for (int32_t l = 0; l < t->model->layout.moe_layers; l++) {
+        bias_name(t, l, name);
+        if (tensor_exists(r, name))
+            LPLB_TRY(tensor_get_real(r, name, 1, E, t->model->bias + l * E));
+    }
+    return LPLB_OK;
+}
+
+lplb_status weights_load(trainer *t, const char *path) {
+    tensor_reader r = {.file = NULL};
+    lplb_status status = tensor_reader_open(&r, path);
+    if (status == LPLB_OK) status = load_weights(&r, t);
+    tensor_reader_close(&r);
+    return lplb__group_agree(t->grid.world, status, "reading weights");
 }

@@ -20,7 +20,16 @@ lplb_status checkpoint_latest(const char *folder, int64_t *step);
 /* Loads FOLDER's latest checkpoint; every rank reads what it needs. Weights, moments, selection
  * bias, step and, where ranks and slots are as they were, the placement: then training goes on as
  * if it had never stopped. LPLB_FORMAT when the file is damaged or of another model, with the
- * reason. */
-lplb_status checkpoint_load(trainer *t, const char *folder);
+ * reason. same_run: LPLB_INVALID when seed, text, batch or context are not what they were. */
+lplb_status checkpoint_load(trainer *t, const char *folder, bool same_run);
+
+/* The model that FOLDER's latest checkpoint is of; fields that its function does not depend on stay
+ * as they are in *out. */
+lplb_status checkpoint_model(const char *folder, model_config *out);
+
+/* Weights alone, by the names that PyTorch's users know (docs/formats.md). All ranks call. */
+lplb_status weights_save(trainer *t, const char *path);
+/* Every tensor of the model must be there in its shape, as F64, F32, F16 or BF16, and no other. */
+lplb_status weights_load(trainer *t, const char *path);
 
 #endif

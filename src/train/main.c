@@ -1,5 +1,6 @@
 /* lplb-train: trains an MoE model on the ranks that mpirun or srun started, or alone. `lplb train`
- * starts it. Exit codes as all of lplb's: 0, 1 for a failed run, 2 for bad usage or input. */
+ * starts it. Exit codes as all of lplb's: 0, 1 for a failed run, 2 for bad usage or input; and 128
+ * and the signal's number for a run that SIGINT or SIGTERM ended early. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -103,8 +104,10 @@ int main(int argc, char **argv) {
     blas_share_processors(world->size);
     run_options_default(&options);
     status = parse_arguments(&options, argc, argv);
-    if (status == LPLB_OK) status = run_training(&options, world);
-    int code = status == LPLB_OK ? 0 : report_failure(world, status);
+    int32_t stopped = 0;
+    if (status == LPLB_OK) status = run_training(&options, world, &stopped);
+    int code = stopped ? 128 + stopped : 0;
+    if (status != LPLB_OK) code = report_failure(world, status);
     world->table->destroy(world);
     lplb__group_mpi_finish();
     return code;

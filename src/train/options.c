@@ -42,6 +42,7 @@ static const option_entry entries[] = {
      "first layers without experts"},
     {"model", "dense-width", KIND_INT32, MODEL(dense_width), 0, NULL, "hidden width of those"},
     {"model", "tied", KIND_FLAG, MODEL(tied), 0, NULL, "head and embedding are not one matrix"},
+    {"model", "rope-theta", KIND_REAL, MODEL(rope_theta), 0, NULL, "base of the rotary positions"},
     {"router", "router", KIND_CHOICE, MODEL(router), 0, "softmax|sigmoid", "scores of the router"},
     {"router", "normalize-gates", KIND_FLAG, MODEL(normalize_gates), 0, NULL,
      "the gates of a token need not add up to 1"},
@@ -66,6 +67,9 @@ static const option_entry entries[] = {
     {"train", "schedule", KIND_CHOICE, ADAM(schedule), 0, "cosine|wsd", "learning rate schedule"},
     {"train", "warmup-steps", KIND_INT64, ADAM(warmup_steps), 0, NULL, "linear warm-up"},
     {"train", "decay-steps", KIND_INT64, ADAM(decay_steps), 0, NULL, "last steps of wsd"},
+    {"train", "beta1", KIND_REAL, ADAM(beta1), 0, NULL, "AdamW's decay of the first moment"},
+    {"train", "beta2", KIND_REAL, ADAM(beta2), 0, NULL, "AdamW's decay of the second moment"},
+    {"train", "eps", KIND_REAL, ADAM(eps), 0, NULL, "AdamW's, beside the root of the second"},
     {"train", "weight-decay", KIND_REAL, ADAM(weight_decay), 0, NULL, "AdamW's"},
     {"train", "clip", KIND_REAL, ADAM(clip), 0, NULL, "norm of the gradient at most, 0 = no limit"},
     {"train", "seed", KIND_INT64, AT(trainer.seed), 0, NULL, "weights and order of the text"},
@@ -90,8 +94,16 @@ static const option_entry entries[] = {
     {"run", "checkpoint", KIND_TEXT, AT(checkpoint), PATH_BYTES, NULL, "folder for checkpoints"},
     {"run", "checkpoint-every", KIND_INT64, AT(checkpoint_every), 0, NULL, "steps, 0 = at the end"},
     {"run", "resume", KIND_FLAG, AT(resume), 0, NULL, "go on from the latest checkpoint"},
+    {"run", "resume-changed", KIND_FLAG, AT(resume_changed), 0, NULL,
+     "with --resume: also where seed, text, batch or context have changed"},
+    {"run", "init", KIND_TEXT, AT(init), PATH_BYTES, NULL,
+     "begin with the weights of this safetensors file"},
+    {"run", "export", KIND_TEXT, AT(export_to), PATH_BYTES, NULL,
+     "write the checkpoint's weights to this safetensors file, and stop"},
     {"run", "record-routing", KIND_TEXT, AT(record_routing), PATH_BYTES, NULL,
      "write the routing to this .npz (for lplb replay)"},
+    {"run", "record-tokens", KIND_INT64, AT(record_tokens), 0, NULL,
+     "tokens to record at most, 0 = all"},
     {"run", "generate", KIND_TEXT, AT(generate), PATH_BYTES, NULL,
      "continue this text with the checkpoint, and stop"},
     {"run", "generate-bytes", KIND_INT64, AT(generate_bytes), 0, NULL, "bytes to generate"},
@@ -111,12 +123,14 @@ static const option_entry entries[] = {
      "print what the run needs of memory, and stop"},
 };
 enum { ENTRIES = sizeof entries / sizeof *entries };
+_Static_assert((int)ENTRIES <= (int)OPTIONS_MOST, "run_options.given has room for every option");
 
 void run_options_default(run_options *o) {
     *o = (run_options){.text = "kjv,austen",
                        .held_out = 0.02,
                        .validate_sequences = 64,
                        .solver = "exact",
+                       .record_tokens = 4 << 20,
                        .generate_bytes = 400,
                        .temperature = 0.8,
                        .metrics_port = -1,
@@ -197,9 +211,7 @@ static lplb_status set_number(const option_entry *e, const char *value, char *fi
     return LPLB_OK;
 }
 
-lplb_status run_options_set(run_options *o, const char *name, const char *value) {
-    const option_entry *e = find(name);
-    if (!e) return LPLB_FAIL(LPLB_INVALID, "no option '%s'; --help lists them", name);
+static lplb_status set(run_options *o, const option_entry *e, const char *value) {
     char *field = (char *)o + e->offset;
     switch (e->kind) {
     case KIND_CHOICE: return set_choice(e, value, (int *)(void *)field);
@@ -210,6 +222,28 @@ lplb_status run_options_set(run_options *o, const char *name, const char *value)
         memcpy(field, value, strlen(value) + 1);
         return LPLB_OK;
     default: return set_number(e, value, field);
+    }
+}
+
+lplb_status run_options_set(run_options *o, const char *name, const char *value) {
+    const option_entry *e = find(name);
+    if (!e) return LPLB_FAIL(LPLB_INVALID, "no option '%s'; --help lists them", name);
+    LPLB_TRY(set(o, e, value));
+    o->given[e - entries] = true;
+    return LPLB_OK;
+}
+
+void run_options_adopt_model(run_options *o, const model_config *stored) {
+    static const size_t bytes[] = {[KIND_INT32] = sizeof(int32_t),
+                                   [KIND_INT64] = sizeof(int64_t),
+                                   [KIND_REAL] = sizeof(double),
+                                   [KIND_FLAG] = sizeof(int32_t),
+                                   [KIND_CHOICE] = sizeof(int)};
+    for (int i = 0; i < ENTRIES; i++) {
+        const option_entry *e = &entries[i];
+        size_t at = e->offset - offsetof(run_options, trainer.model); /* wraps before it */
+        if (o->given[i] || at >= sizeof(model_config)) continue;
+        memcpy((char *)o + e->offset, (const char *)stored + at, bytes[e->kind]);
     }
 }
 
@@ -318,9 +352,32 @@ lplb_status run_options_check(run_options *o) {
                          o->metrics_port);
     if (*o->generate && !*o->checkpoint)
         return LPLB_FAIL(LPLB_INVALID, "--generate needs --checkpoint FOLDER to take weights from");
+    if (*o->export_to && !*o->checkpoint)
+        return LPLB_FAIL(LPLB_INVALID, "--export needs --checkpoint FOLDER to take weights from");
+    if (*o->export_to && *o->generate)
+        return LPLB_FAIL(LPLB_INVALID, "--export and --generate: one at a time");
     if (o->resume && !*o->checkpoint)
         return LPLB_FAIL(LPLB_INVALID, "--resume needs --checkpoint FOLDER");
+    if (o->resume_changed && !o->resume)
+        return LPLB_FAIL(LPLB_INVALID, "--resume-changed is for use with --resume");
+    if (*o->init && (o->resume || *o->generate || *o->export_to))
+        return LPLB_FAIL(LPLB_INVALID, "--init begins anew: not with --resume, --generate, "
+                                       "--export");
+    if (o->record_tokens < 0)
+        return LPLB_FAIL(LPLB_INVALID, "record-tokens is %lld, 0 for all",
+                         (long long)o->record_tokens);
     return LPLB_OK;
+}
+
+/* The shortest decimal that reads back as the same number. */
+static void print_real(double value, FILE *out) {
+    char text[32];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    if (strchr(text, '+') && value < 1e6) snprintf(text, sizeof text, "%.0f", value); /* 1e+04 */
+    fputs(text, out);
 }
 
 static void print_value(const option_entry *e, const run_options *o, FILE *out) {
@@ -334,7 +391,7 @@ static void print_value(const option_entry *e, const run_options *o, FILE *out) 
         break;
     case KIND_INT32: memcpy(&small, field, sizeof small), fprintf(out, "%d", small); break;
     case KIND_REAL:
-        memcpy(&real_value, field, sizeof real_value), fprintf(out, "%.17g", real_value);
+        memcpy(&real_value, field, sizeof real_value), print_real(real_value, out);
         break;
     case KIND_FLAG:
         memcpy(&small, field, sizeof small), fprintf(out, small ? "true" : "false");

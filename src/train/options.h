@@ -7,7 +7,7 @@
 
 #include "train/trainer.h"
 
-enum { PATH_BYTES = 512 };
+enum { PATH_BYTES = 512, OPTIONS_MOST = 96 };
 
 typedef struct run_options {
     trainer_config trainer;
@@ -19,7 +19,11 @@ typedef struct run_options {
     char checkpoint[PATH_BYTES]; /* folder, "" = none */
     int64_t checkpoint_every;    /* steps, 0 = only at the end */
     int32_t resume;              /* go on from the folder's latest checkpoint if there is one */
+    int32_t resume_changed;      /* even if seed, text, batch or context are not as they were */
+    char init[PATH_BYTES];       /* safetensors file with the weights to begin with */
+    char export_to[PATH_BYTES];  /* write the checkpoint's weights there instead of training */
     char record_routing[PATH_BYTES];
+    int64_t record_tokens;     /* at most, 0 = all */
     char generate[PATH_BYTES]; /* prompt */
     int64_t generate_bytes;
     double temperature;
@@ -27,8 +31,9 @@ typedef struct run_options {
     int32_t metrics_port; /* HTTP on rank 0, 0 = any free one, -1 = none */
     char metrics_address[64];
     char event_log[PATH_BYTES], chrome_trace[PATH_BYTES];
-    int32_t json;        /* summary as JSON on stdout */
-    int32_t plan_memory; /* print what the run needs of memory instead of training */
+    int32_t json;             /* summary as JSON on stdout */
+    int32_t plan_memory;      /* print what the run needs of memory instead of training */
+    bool given[OPTIONS_MOST]; /* by option: not the default, but said by flag or file */
 } run_options;
 
 void run_options_default(run_options *o);
@@ -41,6 +46,9 @@ lplb_status run_options_read(run_options *o, const char *path);
 lplb_status run_options_read_stream(run_options *o, const char *path, FILE *file);
 /* Ranges and combinations; fills what follows from others. */
 lplb_status run_options_check(run_options *o);
+
+/* The options of the model that were not given become those of `stored`. */
+void run_options_adopt_model(run_options *o, const model_config *stored);
 
 /* "  --layers N   ..." lines. */
 void run_options_help(FILE *out);

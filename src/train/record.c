@@ -17,6 +17,7 @@ static lplb_status record(trainer *t, const batch *b, void *user) {
     }
     LPLB_TRY(world->table->all_gather(world, r->mine, r->all, N * row * (int64_t)sizeof(int16_t)));
     int64_t tokens = N * world->size;
+    r->seen += tokens;
     if (world->rank != 0 || r->tokens + tokens > r->most_tokens) return LPLB_OK;
     if (r->tokens + tokens > r->capacity) {
         int64_t capacity = 2 * (r->tokens + tokens);
@@ -35,7 +36,7 @@ static lplb_status record(trainer *t, const batch *b, void *user) {
 lplb_status recorder_start(recorder *r, trainer *t, int64_t most_tokens) {
     const model *m = t->model;
     int64_t items = m->max_batch * m->config.context * m->layout.moe_layers * m->config.topk;
-    *r = (recorder){.most_tokens = most_tokens};
+    *r = (recorder){.most_tokens = most_tokens > 0 ? most_tokens : INT64_MAX};
     LPLB_TRY(LPLB_CALLOC(r->mine, items));
     LPLB_TRY(LPLB_CALLOC(r->all, items * t->grid.world->size));
     t->after_forward = record;
@@ -68,16 +69,16 @@ static lplb_status write_trace(const recorder *r, const trainer *t, const char *
     return status;
 }
 
-lplb_status recorder_finish(recorder *r, trainer *t, const char *path) {
-    lplb_status status = LPLB_OK;
-    if (path && t->grid.world->rank == 0) {
-        if (r->tokens > 0) status = write_trace(r, t, path);
-        else status = LPLB_FAIL(LPLB_INVALID, "no tokens were recorded for %s", path);
-    }
+lplb_status recorder_write(const recorder *r, const trainer *t, const char *path) {
+    if (t->grid.world->rank != 0) return LPLB_OK;
+    if (r->tokens == 0) return LPLB_FAIL(LPLB_INVALID, "no tokens were recorded for %s", path);
+    return write_trace(r, t, path);
+}
+
+void recorder_finish(recorder *r, trainer *t) {
     t->after_forward = NULL;
     lplb__free(r->ids);
     lplb__free(r->mine);
     lplb__free(r->all);
     *r = (recorder){0};
-    return status;
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,8 +17,6 @@
 #include "train/text.h"
 #include "train/watch.h"
 
-enum { RECORD_MOST_TOKENS = 4 << 20 };
-
 /* Sums over the steps of this run. */
 typedef struct totals {
     int64_t steps, tokens, moved_slots, rebalances;
@@ -28,6 +27,8 @@ typedef struct run {
     const run_options *options;
     lplb__group *world;
     corpus text, held_out;
+    int64_t text_bytes, documents; /* of both */
+    char digest[SHA256_HEX_BYTES]; /* of the text as it was read */
     trainer *trainer;
     lplb_monitor *monitor; /* of rank 0, if asked for */
     recorder recorder;
@@ -36,8 +37,27 @@ typedef struct run {
     double validation; /* last one, < 0 if none was made */
     memory_plan memory;
     int64_t base_bytes, peak_bytes; /* peak: of the rank with the most */
+    int32_t stopped;                /* signal that ended the training early, or 0 */
     bool leader, terminal;
 } run;
+
+/* ---- being told to stop ---- */
+
+static volatile sig_atomic_t stop_signal;
+
+/* SIGUSR1 is how lplb train hands SIGINT and SIGTERM on through mpirun. */
+static void note_signal(int signal_number) {
+    stop_signal = signal_number == SIGUSR1 ? SIGTERM : signal_number;
+}
+
+/* The step under way is finished first; a second signal of the kind ends the program at once. */
+static void listen_to_signals(void) {
+    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+}
 
 /* ---- printing ---- */
 
@@ -48,15 +68,13 @@ static void clear_progress(const run *r) {
 static void print_header(const run *r) {
     const run_options *o = r->options;
     const model *m = r->trainer->model;
-    char digest[65];
     if (!r->leader || o->json) return;
-    text_digest(&r->text, digest);
     int64_t expert_params =
         (int64_t)m->layout.moe_layers * m->config.experts * m->layout.expert_items;
     int64_t active =
         m->layout.items + (int64_t)m->layout.moe_layers * m->config.topk * m->layout.expert_items;
-    printf("text %s: %.2f MB, %lld documents, sha256 %.16s...\n", o->text,
-           (double)r->text.bytes * 1e-6, (long long)r->text.documents, *digest ? digest : "?");
+    printf("text %s: %.2f MB, %lld documents, sha256 %s\n", o->text, (double)r->text_bytes * 1e-6,
+           (long long)r->documents, r->digest);
     printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s, "
            "OpenBLAS for %s\n",
            (double)(m->layout.items + expert_params) * 1e-6, (double)active * 1e-6,
@@ -163,6 +181,19 @@ static lplb_status save(run *r) {
     return LPLB_OK;
 }
 
+/* Every rank calls; said by one. */
+static lplb_status stop_early(run *r, int32_t signal_number, bool saved) {
+    const char *folder = r->options->checkpoint;
+    r->stopped = signal_number;
+    if (*folder && !saved) LPLB_TRY(save(r));
+    clear_progress(r);
+    if (!r->leader) return LPLB_OK;
+    fprintf(stderr, "lplb train: told to stop after step %lld: ", (long long)r->trainer->step);
+    if (*folder) fprintf(stderr, "saved in %s, --resume goes on\n", folder);
+    else fprintf(stderr, "no --checkpoint, so nothing is saved\n");
+    return LPLB_OK;
+}
+
 static void add_up(totals *sum, const step_report *s) {
     if (sum->steps++ == 0) sum->first_loss = s->loss;
     sum->last_loss = s->loss;
@@ -189,7 +220,7 @@ static lplb_status train_all(run *r) {
     const run_options *o = r->options;
     trainer *t = r->trainer;
     count_moves(r, -1);
-    while (t->step < o->trainer.optimizer.steps) {
+    while (t->step < o->trainer.optimizer.steps && !r->stopped) {
         step_report s;
         LPLB_TRY(trainer_step(t, &s));
         add_up(&r->sum, &s);
@@ -200,8 +231,10 @@ static lplb_status train_all(run *r) {
                           r->held_out.bytes > o->trainer.model.context;
         if (validating) LPLB_TRY(validate(r));
         log_step(r, &s, validating);
-        if (*o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0)))
-            LPLB_TRY(save(r));
+        bool saving =
+            *o->checkpoint && (last || (o->checkpoint_every && t->step % o->checkpoint_every == 0));
+        if (saving) LPLB_TRY(save(r));
+        if (s.stop && !last) LPLB_TRY(stop_early(r, s.stop, saving));
     }
     count_moves(r, 1);
     return LPLB_OK;
@@ -215,6 +248,8 @@ static lplb_status share_text(run *r) {
     if (r->leader) {
         status = text_add(&r->text, r->options->text);
         bytes = status == LPLB_OK ? r->text.bytes : -1;
+        r->documents = r->text.documents;
+        sha256_hex(r->text.byte, r->text.bytes, r->digest);
     }
     LPLB_TRY(r->world->table->broadcast(r->world, &bytes, sizeof bytes, 0));
     if (bytes < 0)
@@ -226,6 +261,8 @@ static lplb_status share_text(run *r) {
         r->text.bytes = r->text.capacity = bytes;
     }
     LPLB_TRY(r->world->table->broadcast(r->world, r->text.byte, bytes, 0));
+    LPLB_TRY(r->world->table->broadcast(r->world, r->digest, sizeof r->digest, 0));
+    r->text_bytes = bytes;
     int64_t kept = bytes - (int64_t)((double)bytes * r->options->held_out);
     return corpus_split(&r->text, kept, &r->held_out);
 }
@@ -283,38 +320,71 @@ static lplb_status measure_memory(run *r) {
 }
 
 /* By the leader: what is written in the end is found to be writable before the first step. */
-static lplb_status probe_outputs(const run_options *o) {
+static lplb_status probe_output(const char *path) {
     lplb__output probe;
-    if (o->plan_memory || *o->generate) return LPLB_OK;
-    if (*o->checkpoint) LPLB_TRY(checkpoint_prepare(o->checkpoint, o->resume));
-    if (!*o->record_routing) return LPLB_OK;
-    LPLB_TRY(lplb__output_open(o->record_routing, &probe));
+    if (!*path) return LPLB_OK;
+    LPLB_TRY(lplb__output_open(path, &probe));
     lplb__output_abort(&probe);
+    return LPLB_OK;
+}
+
+static bool trains(const run_options *o) { return !*o->generate && !*o->export_to; }
+
+static lplb_status probe_outputs(const run_options *o) {
+    if (o->plan_memory) return LPLB_OK;
+    LPLB_TRY(probe_output(o->export_to));
+    if (!trains(o)) return LPLB_OK;
+    if (*o->checkpoint) LPLB_TRY(checkpoint_prepare(o->checkpoint, o->resume));
+    return probe_output(o->record_routing);
+}
+
+/* The model is the checkpoint's; where an option that was given says otherwise, loading it fails
+ * with both. No text is needed. */
+static lplb_status open_checkpoint(run *r) {
+    run_options o = *r->options;
+    model_config stored = o.trainer.model;
+    int64_t latest;
+    LPLB_TRY(checkpoint_latest(o.checkpoint, &latest));
+    if (latest < 0) return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", o.checkpoint);
+    LPLB_TRY(checkpoint_model(o.checkpoint, &stored));
+    run_options_adopt_model(&o, &stored);
+    o.trainer.micro_batch = 1;
+    o.trainer.global_batch = r->world->size;
+    o.trainer.mode = MODE_NONE;
+    o.trainer.redundant = 0;
+    LPLB_TRY(trainer_create(&o.trainer, r->world, NULL, &r->trainer));
+    return checkpoint_load(r->trainer, o.checkpoint, false);
+}
+
+static lplb_status begin_with(run *r) {
+    const run_options *o = r->options;
+    int64_t latest = -1;
+    if (*o->init) return weights_load(r->trainer, o->init);
+    if (!o->resume) return LPLB_OK;
+    LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
+    if (latest >= 0) return checkpoint_load(r->trainer, o->checkpoint, !o->resume_changed);
+    if (r->leader) fprintf(stderr, "no checkpoint in %s: starting anew\n", o->checkpoint);
     return LPLB_OK;
 }
 
 static lplb_status open_run(run *r) {
     const run_options *o = r->options;
-    int64_t latest = -1;
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
     LPLB_TRY(lplb__group_agree(r->world, r->leader ? probe_outputs(o) : LPLB_OK,
                                "before the first step"));
     r->base_bytes = memory_base();
+    if (!trains(o) && !o->plan_memory) return open_checkpoint(r);
     LPLB_TRY(share_text(r));
     LPLB_TRY(plan_memory(r));
     if (o->plan_memory) return LPLB_OK;
     trainer_config config = o->trainer;
-    if (!*o->generate) LPLB_TRY(watch_open(o, r->world, &r->monitor));
+    LPLB_TRY(watch_open(o, r->world, &r->monitor));
     config.monitor = r->monitor;
+    config.stop = &stop_signal;
+    memcpy(config.text_digest, r->digest, sizeof r->digest);
     LPLB_TRY(trainer_create(&config, r->world, &r->text, &r->trainer));
-    if (o->resume || *o->generate) {
-        LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
-        if (latest < 0 && *o->generate)
-            return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", o->checkpoint);
-        if (latest >= 0) LPLB_TRY(checkpoint_load(r->trainer, o->checkpoint));
-        else if (r->leader) fprintf(stderr, "no checkpoint in %s: starting anew\n", o->checkpoint);
-    }
+    LPLB_TRY(begin_with(r));
     if (*o->log && r->leader && !(r->log = fopen(o->log, o->resume ? "a" : "w")))
         status = LPLB_FAIL(LPLB_IO, "cannot write %s: %s", o->log, strerror(errno));
     return lplb__group_agree(r->world, status, "opening the log");
@@ -328,36 +398,61 @@ static void close_run(run *r) {
     if (r->log) fclose(r->log);
 }
 
-lplb_status run_training(const run_options *o, lplb__group *world) {
+/* What was recorded is written after a failure too; the failure is what is reported. */
+static lplb_status finish_recording(run *r, lplb_status status) {
+    const char *path = r->options->record_routing;
+    char reason[512];
+    snprintf(reason, sizeof reason, "%s", status == LPLB_OK ? "" : lplb_error_message());
+    lplb_status written = recorder_write(&r->recorder, r->trainer, path);
+    if (r->leader && written == LPLB_OK) {
+        clear_progress(r);
+        if (status != LPLB_OK)
+            fprintf(stderr, "recorded %lld tokens before the failure: %s\n",
+                    (long long)r->recorder.tokens, path);
+        else if (r->recorder.tokens < r->recorder.seen)
+            fprintf(stderr, "recorded the first %lld of %lld tokens (--record-tokens): %s\n",
+                    (long long)r->recorder.tokens, (long long)r->recorder.seen, path);
+    }
+    recorder_finish(&r->recorder, r->trainer);
+    if (status != LPLB_OK) return LPLB_FAIL(status, "%s", reason);
+    return lplb__group_agree(r->world, written, "writing the recorded routing");
+}
+
+static lplb_status train(run *r) {
+    const run_options *o = r->options;
+    lplb_status status = LPLB_OK;
+    print_header(r);
+    if (*o->record_routing) status = recorder_start(&r->recorder, r->trainer, o->record_tokens);
+    if (status == LPLB_OK) status = train_all(r);
+    if (*o->record_routing) status = finish_recording(r, status);
+    if (status == LPLB_OK) status = measure_memory(r);
+    if (status == LPLB_OK) status = print_summary(r);
+    clear_progress(r);
+    return status;
+}
+
+static lplb_status do_what_is_asked(run *r) {
+    const run_options *o = r->options;
+    if (o->plan_memory) {
+        if (r->leader) memory_print(&r->memory, r->world->size, o->json, stdout);
+        return LPLB_OK;
+    }
+    if (*o->export_to) return weights_save(r->trainer, o->export_to);
+    if (*o->generate)
+        return generate_text(r->trainer, o->generate, o->generate_bytes, o->temperature,
+                             o->trainer.seed, stdout);
+    return train(r);
+}
+
+lplb_status run_training(const run_options *o, lplb__group *world, int32_t *stopped) {
     const char *term = getenv("TERM");
     run r = {.options = o, .world = world, .validation = -1, .leader = world->rank == 0};
     r.terminal = r.leader && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
     memory_return_blocks();
+    listen_to_signals();
     lplb_status status = open_run(&r);
-    if (o->plan_memory) {
-        if (status == LPLB_OK && r.leader) memory_print(&r.memory, world->size, o->json, stdout);
-        close_run(&r);
-        return status;
-    }
-    if (status == LPLB_OK && *o->generate) {
-        status = generate_text(r.trainer, o->generate, o->generate_bytes, o->temperature,
-                               o->trainer.seed, stdout);
-        close_run(&r);
-        return status;
-    }
-    if (status == LPLB_OK) print_header(&r);
-    if (status == LPLB_OK && *o->record_routing)
-        status = recorder_start(&r.recorder, r.trainer, RECORD_MOST_TOKENS);
-    if (status == LPLB_OK) status = train_all(&r);
-    if (*o->record_routing && r.trainer) {
-        lplb_status written =
-            recorder_finish(&r.recorder, r.trainer, status == LPLB_OK ? o->record_routing : NULL);
-        if (status == LPLB_OK)
-            status = lplb__group_agree(world, written, "writing the recorded routing");
-    }
-    if (status == LPLB_OK) status = measure_memory(&r);
-    if (status == LPLB_OK) status = print_summary(&r);
-    clear_progress(&r);
+    if (status == LPLB_OK) status = do_what_is_asked(&r);
+    *stopped = r.stopped;
     close_run(&r);
     return status;
 }

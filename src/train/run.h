@@ -4,7 +4,8 @@
 
 #include "train/options.h"
 
-/* All ranks call with the same options. Rank 0 prints. */
-lplb_status run_training(const run_options *options, lplb__group *world);
+/* All ranks call with the same options. Rank 0 prints. *stopped: the signal that ended the training
+ * early, after a checkpoint if there is a folder for it, or 0. */
+lplb_status run_training(const run_options *options, lplb__group *world, int32_t *stopped);
 
 #endif

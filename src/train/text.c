@@ -316,21 +316,3 @@ lplb_status text_add(corpus *c, const char *sources) {
         at++;
     }
 }
-
-void text_digest(const corpus *c, char hex[65]) {
-    char path[] = "/tmp/lplb-text-XXXXXX", command[128];
-    hex[0] = '\0';
-    int file = c->bytes > 0 ? mkstemp(path) : -1;
-    if (file < 0) return;
-    FILE *out = fdopen(file, "wb");
-    bool written = fwrite(c->byte, 1, (size_t)c->bytes, out) == (size_t)c->bytes;
-    written &= fclose(out) == 0;
-    snprintf(command, sizeof command, "sha256sum %s 2>/dev/null", path);
-    FILE *pipe = written ? popen(command, "r") : NULL;
-    if (pipe) {
-        size_t n = fread(hex, 1, 64, pipe);
-        hex[n == 64 ? 64 : 0] = '\0';
-        pclose(pipe);
-    }
-    remove(path);
-}

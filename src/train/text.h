@@ -14,7 +14,4 @@
  * Names may be joined with commas. LPLB_IO says which package to install. */
 lplb_status text_add(corpus *c, const char *sources);
 
-/* Lower-case hexadecimal SHA-256 of the corpus, by coreutils' sha256sum; "" if that is missing. */
-void text_digest(const corpus *c, char hex[65]);
-
 #endif

@@ -53,7 +53,8 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
                              .world = world,
                              .seed = config->seed};
     int64_t tokens = t->local_sequences * config->model.context;
-    lplb_status status = sampler_create(text, config->model.context, config->seed, &t->sampler);
+    lplb_status status = LPLB_OK;
+    if (text) status = sampler_create(text, config->model.context, config->seed, &t->sampler);
     if (status == LPLB_OK) status = make_grid(t, world);
     if (status == LPLB_OK)
         status = model_create(&config->model, &options, t->grid.expert, &t->model);
@@ -165,12 +166,15 @@ static lplb_status finish_report(trainer *t, const batch *whole, const losses *s
     experts *x = t->model->experts;
     double cpu = x->expert_cpu_seconds;
     double sums[5] = {sum->cross_entropy, sum->balance, sum->z, (double)sum->dropped, cpu};
-    double *all = lplb__malloc(sizeof(double) * (size_t)world->size);
+    double mine[2] = {cpu, t->config.stop ? (double)*t->config.stop : 0};
+    double *all = lplb__malloc(sizeof mine * (size_t)world->size);
     if (!all) return LPLB_FAIL(LPLB_NO_MEMORY, "no memory for %d numbers", world->size);
     lplb_status status = world->table->all_reduce_sum(world, sums, 5, ELEMENT_DOUBLE);
-    if (status == LPLB_OK) status = world->table->all_gather(world, &cpu, all, sizeof cpu);
-    for (int r = 0; r < world->size && status == LPLB_OK; r++)
-        if (all[r] > report->expert_cpu_max) report->expert_cpu_max = all[r];
+    if (status == LPLB_OK) status = world->table->all_gather(world, mine, all, sizeof mine);
+    for (int r = 0; r < world->size && status == LPLB_OK; r++) {
+        if (all[2 * r] > report->expert_cpu_max) report->expert_cpu_max = all[2 * r];
+        if (all[2 * r + 1] > 0) report->stop = (int32_t)all[2 * r + 1];
+    }
     lplb__free(all);
     report->loss = sums[0] / whole->tokens;
     report->balance = sums[1] / whole->routed;

@@ -2,8 +2,11 @@
 #ifndef LPLB_TRAIN_TRAINER_H
 #define LPLB_TRAIN_TRAINER_H
 
+#include <signal.h>
+
 #include "train/corpus.h"
 #include "train/rebalance.h"
+#include "train/sha256.h"
 
 typedef struct trainer_config {
     model_config model;
@@ -19,7 +22,9 @@ typedef struct trainer_config {
     int32_t overlap;      /* sums of gradients travel during the backward */
     int64_t bucket_items; /* gradients of replicated parameters that travel together */
     uint64_t seed;
-    lplb_monitor *monitor; /* of this rank; NULL = none */
+    char text_digest[SHA256_HEX_BYTES]; /* of all the text, to know it again; "" = unknown */
+    lplb_monitor *monitor;              /* of this rank; NULL = none */
+    const volatile sig_atomic_t *stop;  /* nonzero: this rank was told to stop; NULL = never is */
 } trainer_config;
 
 /* What one step did; the same on all ranks. */
@@ -34,6 +39,7 @@ typedef struct step_report {
                                                  placement, and as planned */
     double plan_us;                           /* mean of a layer's plan */
     double expert_cpu_max, expert_cpu_mean;   /* seconds in experts: over the ranks */
+    int32_t stop;                             /* signal that a rank was told to stop by, or 0 */
 } step_report;
 
 typedef struct trainer {
@@ -54,7 +60,8 @@ typedef struct trainer {
 } trainer;
 
 void trainer_config_default(trainer_config *config);
-/* Every rank calls with its own view of the same corpus. world stays the caller's. */
+/* Every rank calls with its own view of the same corpus, NULL if it will take no steps. world stays
+ * the caller's. */
 lplb_status trainer_create(const trainer_config *config, lplb__group *world, const corpus *text,
                            trainer **out);
 /* Every rank calls, in the same state of training. */

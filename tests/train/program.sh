@@ -84,6 +84,70 @@ cksum ck/* >before
 expect 1 "lower the learning rate" $run --steps 80 --resume --rate 1e30 --min-rate 0 --clip 0
 cksum ck/* | cmp -s - before || { echo "a failed run has changed its checkpoints"; failed=1; }
 
+# what decides which text comes next must be as it was, unless one says so; the model always
+expect 2 "seed was 1 and is 2; give" $run --steps 14 --resume --seed 2
+expect 2 "global-batch was 8 and is 16" $run --steps 14 --resume --global-batch 16
+expect 2 "context was 32 and is 16" $run --steps 14 --resume --context 16
+expect 2 "sha256 was" $run --steps 14 --resume --text text.txt,text.txt
+expect 2 "of another model.*topk=2.*topk=3" $run --steps 14 --resume --topk 3
+expect 2 "for use with --resume" $run --resume-changed
+expect 2 "one at a time" $small --checkpoint ck --export w.safetensors --generate line
+expect 2 "--init begins anew" $small --checkpoint ck --resume --init w.safetensors
+expect 2 "no safetensors file" $small --init text.txt --steps 3
+expect 2 "of another model" --checkpoint ck --heads 4 --generate line
+cp -r ck changed
+"$lplb" train $run --checkpoint changed --steps 13 --resume --resume-changed --seed 2 --json \
+    >json || failed=1
+grep -q '"steps":1,"step":13' json || { cat json; failed=1; }
+
+# the model is the checkpoint's, no option or text needs to be repeated; weights go out and come in
+# with the same bits
+"$lplb" train --checkpoint ck --generate "line 1" --generate-bytes 20 --text absent >again ||
+    failed=1
+cmp -s text again || { echo "the model of the checkpoint writes something else"; failed=1; }
+"$lplb" train --checkpoint ck --export w.safetensors || failed=1
+"$lplb" train --ranks 2 $small --init w.safetensors --steps 3 --rate 1e-30 --min-rate 0 \
+    --checkpoint begun >out || failed=1
+"$lplb" train --checkpoint begun --export again.safetensors || failed=1
+cmp -s w.safetensors again.safetensors || { echo "weights that come back are others"; failed=1; }
+expect 2 "another shape\|no place for\|of another model" $small --width 64 --init w.safetensors
+
+# a recording has what there was when the run failed, and says where it was cut
+"$lplb" train --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0 \
+    --record-routing failed.npz >out 2>err && failed=1
+grep -q '^recorded [1-9][0-9]* tokens before the failure: failed.npz' err || { cat err; failed=1; }
+"$lplb" replay failed.npz --ranks 4 --batch-tokens 128 --policy none --json >replayed || failed=1
+"$lplb" train --ranks 2 $small --steps 4 --record-tokens 600 --record-routing cut.npz >out 2>err ||
+    failed=1
+grep -q 'recorded the first 512 of 1024 tokens' err || { cat err; failed=1; }
+
+# told to stop: the step is finished, a checkpoint saved, one line says so
+rm -f log
+for stop in TERM INT; do
+    "$lplb" train --ranks 2 $small --steps 1000000 --checkpoint "by-$stop" --log log >out 2>err &
+    i=0
+    until [ -s log ] || [ $i -gt 300 ]; do i=$((i + 1)) && sleep 0.1; done
+    kill "-$stop" $!
+    wait $!
+    got=$?
+    [ $stop = TERM ] && code=143 || code=130
+    if [ $got != $code ] || [ "$(wc -l <err)" != 1 ] ||
+        ! grep -q 'saved in.*--resume goes on' err; then
+        echo "stopped by $stop: exit $got"
+        cat err
+        failed=1
+    fi
+    rm -f log
+done
+"$lplb" train $small --steps 1000000 --checkpoint alone --log log >out 2>err &
+i=0
+until [ -s log ] || [ $i -gt 300 ]; do i=$((i + 1)); sleep 0.1; done
+kill -TERM $!
+wait $!
+got=$?
+[ $got = 143 ] && grep -q 'told to stop after step' err || { echo "exit $got"; cat err; failed=1; }
+[ -e alone/latest.json ] || failed=1
+
 # ranks that were given different options: one of them says so
 mpi="mpirun --allow-run-as-root --oversubscribe"
 $mpi -np 1 "${lplb}-train" $small --steps 3 : -np 1 "${lplb}-train" $small --steps 4 >out 2>err

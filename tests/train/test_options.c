@@ -184,6 +184,39 @@ static void test_capacity(void **state) {
     }
 }
 
+/* The vectors of FIPS 180-4's examples, and a length on each side of the padding's edges. */
+static void test_digest(void **state) {
+    (void)state;
+    char hex[SHA256_HEX_BYTES], many[1000];
+    sha256_hex("abc", 3, hex);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    sha256_hex("", 0, hex);
+    assert_string_equal(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    sha256_hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 56, hex);
+    assert_string_equal(hex, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+    memset(many, 'a', sizeof many);
+    sha256_hex(many, 1000, hex);
+    assert_string_equal(hex, "41edece42d63e8d9bf515a9ba6932e1c20cbc9f5a5d134645adb5db1b9737ea3");
+    sha256_hex(many, 64, hex);
+    assert_string_equal(hex, "ffe054fe7ae0cb6dc65c3af9b61d5209f439851db43d0ba5997337df154668eb");
+}
+
+/* Defaults as a person would write them. */
+static void test_help(void **state) {
+    (void)state;
+    char *help = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&help, &bytes);
+    run_options_help(out);
+    fclose(out);
+    static const char *const lines[] = {"(0.001)", "(1e-08)", "(0.95)", "(10000)", "(0.02)"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        assert_non_null(strstr(help, lines[i]));
+    assert_null(strstr(help, "0000000"));
+    assert_null(strstr(help, "9999999"));
+    free(help);
+}
+
 static void test_core(void **state) {
     (void)state;
     assert_string_equal(blas_better_core("Haswell", true), "SKYLAKEX");
@@ -195,6 +228,7 @@ static void test_core(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_digest),        cmocka_unit_test(test_help),
         cmocka_unit_test(test_core),          cmocka_unit_test(test_yaml),
         cmocka_unit_test(test_yaml_mistakes), cmocka_unit_test(test_dump),
         cmocka_unit_test(test_combinations),  cmocka_unit_test(test_capacity),

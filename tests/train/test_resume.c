@@ -76,7 +76,7 @@ static void test_resume(void **state) {
         must(checkpoint_save(b, folder));
         trainer *d = open_trainer(&c, world);
         if (stop % 2) go_on(d, 4, resumed); /* into a trainer with moves of its own under way */
-        must(checkpoint_load(d, folder));
+        must(checkpoint_load(d, folder, true));
         assert_int_equal(d->step, stop);
         go_on(d, STEPS, resumed);
         for (int i = stop; i < STEPS; i++) assert_true(straight[i] == resumed[i]);
@@ -96,8 +96,8 @@ static void test_other_ranks(void **state) {
     lplb__group *self;
     must(lplb__group_self(&self));
     trainer *t = open_trainer(&many, world), *u = open_trainer(&one, self);
-    must(checkpoint_load(t, folder));
-    must(checkpoint_load(u, folder));
+    must(checkpoint_load(t, folder, true));
+    must(checkpoint_load(u, folder, true));
     go_on(t, STEPS, together);
     go_on(u, STEPS, alone);
     for (int i = STOP; i < STEPS; i++)
@@ -136,7 +136,7 @@ static void write_whole(const char *name, const char *data, size_t bytes) {
 }
 
 static void expect_refusal(trainer *t, lplb_status wanted, const char *word) {
-    lplb_status status = checkpoint_load(t, folder);
+    lplb_status status = checkpoint_load(t, folder, true);
     assert_int_equal(status, wanted);
     if (!strstr(lplb_error_message(), word)) fail_msg("'%s'", lplb_error_message());
 }
@@ -162,20 +162,20 @@ static void test_damage(void **state) {
         for (size_t at = 0; at < bytes; at += bytes / 9 + 1) { /* single bits anywhere */
             data[at] ^= 4;
             write_whole(name, data, bytes);
-            assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+            assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
             data[at] ^= 4;
         }
         write_whole(name, data, bytes);
         write_whole("latest.json", "{", 1);
-        assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+        assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
         write_whole("latest.json", "{\"file\":\"../x\",\"step\":1,\"crc32\":1}", 36);
-        assert_int_not_equal(checkpoint_load(t, folder), LPLB_OK);
+        assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
         write_whole("latest.json", manifest, manifest_bytes);
-        must(checkpoint_load(t, folder));
+        must(checkpoint_load(t, folder, true));
         /* a failed save changes nothing: here the folder is a file */
         snprintf(other, sizeof other, "%s/latest.json", folder);
         assert_int_equal(checkpoint_save(t, other), LPLB_IO);
-        must(checkpoint_load(t, folder));
+        must(checkpoint_load(t, folder, true));
         trainer_destroy(t);
         c.model.heads = c.model.kv_heads = 4; /* same tensors, another function */
         t = open_trainer(&c, self);
@@ -216,7 +216,7 @@ static void test_generate(void **state) {
     size_t bytes;
     must(lplb__group_self(&self));
     trainer *t = open_trainer(&c, self);
-    must(checkpoint_load(t, folder));
+    must(checkpoint_load(t, folder, true));
     FILE *out = open_memstream(&first, &bytes);
     must(generate_text(t, "abc", 60, 0.8, 3, out));
     fclose(out);
