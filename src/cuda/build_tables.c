@@ -42,6 +42,8 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     t->row = take(&bytes, rows + 1, sizeof(uint32_t));
     t->chunk = take(&bytes, chunks, sizeof(uint8_t));
     t->lane = take(&bytes, chunks * LPLB__CUDA_LANES, sizeof(lplb__cuda_lane));
+    t->set = take(&bytes, experts, sizeof(lplb__cuda_set));
+    t->own_chunk = take(&bytes, chunks, sizeof(uint32_t));
     t->movable = take(&bytes, experts, sizeof(uint16_t));
     t->first_movable = take(&bytes, components + 1, sizeof(uint16_t));
     t->rank_host = take(&bytes, slots, sizeof(uint16_t));
@@ -148,7 +150,9 @@ static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64
         component[b->number_of[c]] =
             (lplb__cuda_component){.first_rank = (uint16_t)from->first_rank,
                                    .ranks = (uint16_t)from->ranks,
-                                   .colours = (uint16_t)colours};
+                                   .colours = (uint16_t)colours,
+                                   .first_movable = (uint16_t)from->first_movable,
+                                   .movables = (uint16_t)from->movables};
     }
     lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
     lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
@@ -181,36 +185,60 @@ static void lay_out_pairs(builder *b, const lplb__exact_layout *layout) {
     }
 }
 
+/* Every component in a warp: its ranks in a word of 64 bits, a few experts a lane. */
+static void lay_out_sets(builder *b, const lplb__exact_layout *layout) {
+    lplb__cuda_set *set = SECTION(b, set, lplb__cuda_set);
+    for (int32_t m = 0; m < layout->movables; m++) {
+        const lplb__movable *expert = &layout->movable[m];
+        const lplb__component *component = &layout->component[expert->component];
+        if (expert->hosts > LPLB__CUDA_LANES || component->ranks > LPLB__CUDA_SET_RANKS ||
+            component->movables > LPLB__CUDA_SET_EXPERTS)
+            return;
+        set[m] = (lplb__cuda_set){.expert = (uint16_t)expert->expert};
+        for (int32_t s = expert->begin; s < expert->begin + expert->hosts; s++)
+            set[m].hosts |= UINT64_C(1) << (layout->slot_rank[s] - component->first_rank);
+    }
+    if (b->header->engine == LPLB__CUDA_ROWS && !b->header->speeds)
+        b->header->engine = LPLB__CUDA_SETS;
+}
+
 static int32_t width_log2(int32_t hosts) {
     int32_t log2 = 1;
     while (1 << log2 < hosts) log2++;
     return log2 > 5 ? LPLB__CUDA_WIDE : log2;
 }
 
-/* Groups of one width after another, wide ones first, so that all are aligned. */
-static int32_t lay_out_row(builder *b, const lplb__exact_layout *layout, int32_t colour,
-                           int32_t chunk) {
+static int32_t lay_out_group(builder *b, const lplb__exact_layout *layout,
+                             const lplb__movable *expert, int32_t width, int32_t at) {
     lplb__cuda_lane *lane = SECTION(b, lane, lplb__cuda_lane);
-    uint8_t *kind = SECTION(b, chunk, uint8_t);
+    int32_t lanes = 1 << width, component = b->number_of[expert->component];
+    if (width == LPLB__CUDA_WIDE)
+        lanes = (expert->hosts + LPLB__CUDA_LANES - 1) / LPLB__CUDA_LANES * LPLB__CUDA_LANES;
+    if (at % LPLB__CUDA_LANES == 0)
+        SECTION(b, chunk, uint8_t)[at / LPLB__CUDA_LANES] = (uint8_t)(1 << width);
+    for (int32_t i = 0; i < lanes; i++, at++) {
+        int32_t s = expert->begin + i;
+        bool used = i < expert->hosts;
+        lane[at] =
+            (lplb__cuda_lane){.host = used ? (uint16_t)layout->slot_split[s] : LPLB__CUDA_NO_HOST,
+                              .rank = (uint16_t)layout->slot_rank[used ? s : expert->begin],
+                              .expert = (uint16_t)expert->expert,
+                              .group = (uint16_t)(component << 4 | width)};
+    }
+    return at;
+}
+
+/* Of the movables [from, end) those of a colour, from a chunk on. Groups of one width after
+ * another, wide ones first, so that all are aligned. Returns the chunk behind. */
+static int32_t lay_out_row(builder *b, const lplb__exact_layout *layout, int32_t colour,
+                           int32_t from, int32_t end, int32_t chunk) {
+    lplb__cuda_lane *lane = SECTION(b, lane, lplb__cuda_lane);
     int32_t at = chunk * LPLB__CUDA_LANES;
     for (int32_t width = LPLB__CUDA_WIDE; width >= 1; width--)
-        for (int32_t m = 0; m < layout->movables; m++) {
+        for (int32_t m = from; m < end; m++) {
             const lplb__movable *expert = &layout->movable[m];
-            if (expert->colour != colour || width_log2(expert->hosts) != width) continue;
-            int32_t lanes = 1 << width, component = b->number_of[expert->component];
-            if (width == LPLB__CUDA_WIDE)
-                lanes =
-                    (expert->hosts + LPLB__CUDA_LANES - 1) / LPLB__CUDA_LANES * LPLB__CUDA_LANES;
-            if (at % LPLB__CUDA_LANES == 0) kind[at / LPLB__CUDA_LANES] = (uint8_t)(1 << width);
-            for (int32_t i = 0; i < lanes; i++, at++) {
-                int32_t s = expert->begin + i;
-                bool used = i < expert->hosts;
-                lane[at] = (lplb__cuda_lane){
-                    .host = used ? (uint16_t)layout->slot_split[s] : LPLB__CUDA_NO_HOST,
-                    .rank = (uint16_t)layout->slot_rank[used ? s : expert->begin],
-                    .expert = (uint16_t)expert->expert,
-                    .group = (uint16_t)(component << 4 | width)};
-            }
+            if (expert->colour == colour && width_log2(expert->hosts) == width)
+                at = lay_out_group(b, layout, expert, width, at);
         }
     for (; at % LPLB__CUDA_LANES; at++)
         lane[at] = (lplb__cuda_lane){.host = LPLB__CUDA_NO_HOST, .group = 1};
@@ -225,12 +253,35 @@ static void lay_out_rows(builder *b, const lplb__exact_layout *layout) {
             b->header->rows = layout->movable[m].colour + 1;
     for (int32_t colour = 0; colour < b->header->rows; colour++) {
         row[colour] = (uint32_t)chunk;
-        int32_t end = lay_out_row(b, layout, colour, chunk);
-        if (end - chunk > b->header->widest_row) b->header->widest_row = end - chunk;
-        chunk = end;
+        if (b->header->engine != LPLB__CUDA_SETS)
+            chunk = lay_out_row(b, layout, colour, 0, layout->movables, chunk);
+        for (int32_t c = 0; b->header->engine == LPLB__CUDA_SETS && c < layout->components; c++) {
+            int32_t from = layout->component[c].first_movable;
+            chunk =
+                lay_out_row(b, layout, colour, from, from + layout->component[c].movables, chunk);
+        }
+        if (chunk - (int32_t)row[colour] > b->header->widest_row)
+            b->header->widest_row = chunk - (int32_t)row[colour];
     }
     row[b->header->rows] = (uint32_t)chunk;
     b->header->chunks = chunk;
+}
+
+/* The chunks of each component, which come by colour. */
+static void list_chunks(builder *b) {
+    lplb__cuda_component *component = SECTION(b, component, lplb__cuda_component);
+    const lplb__cuda_lane *lane = SECTION(b, lane, lplb__cuda_lane);
+    const uint8_t *kind = SECTION(b, chunk, uint8_t);
+    uint32_t *own = SECTION(b, own_chunk, uint32_t);
+    int32_t listed = 0;
+    if (b->header->engine != LPLB__CUDA_SETS) return;
+    for (int32_t c = 0; c < b->header->components; c++) {
+        component[c].first_chunk = (uint16_t)listed;
+        for (int32_t k = 0; k < b->header->chunks; k++)
+            if (lane[k * LPLB__CUDA_LANES].group >> 4 == c)
+                own[listed++] = LPLB__CUDA_OWN_CHUNK(k, kind[k]);
+        component[c].chunks = (uint16_t)(listed - component[c].first_chunk);
+    }
 }
 
 int32_t lplb__cuda_team_warps(int32_t rows) {
@@ -293,7 +344,9 @@ static lplb_status build(builder *b, const int64_t *speed) {
         lplb__exact_layout layout = lplb__exact_get_layout(exact);
         list_ranks(b, &layout, speed);
         lay_out_pairs(b, &layout);
+        lay_out_sets(b, &layout);
         lay_out_rows(b, &layout);
+        list_chunks(b);
         list_movables(b, &layout);
     }
     lplb__arena_destroy(&scratch);

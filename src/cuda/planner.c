@@ -97,7 +97,7 @@ static int32_t planning_warps(const lplb_cuda_planner *p) {
     enum { LEAST = 4 };
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
     int32_t most = p->threads / 32 - 4; /* some must look after ids */
-    int32_t wanted = header->engine == LPLB__CUDA_PAIRS ? header->components : header->widest_row;
+    int32_t wanted = header->engine == LPLB__CUDA_ROWS ? header->widest_row : header->components;
     if (p->step.solver != LPLB_SOLVER_EXACT || wanted < LEAST) wanted = LEAST;
     return wanted < most ? wanted : most;
 }

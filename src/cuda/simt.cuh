@@ -70,6 +70,22 @@ DEVICE int32_t warp_max(int32_t value) {
     return value;
 #endif
 }
+DEVICE int32_t warp_min(int32_t value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(0xffffffffu, value);
+#else
+    for (int d = 16; d; d >>= 1) value = min(value, shuffle_xor(value, d));
+    return value;
+#endif
+}
+DEVICE uint32_t warp_or(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_or_sync(0xffffffffu, value);
+#else
+    for (int d = 16; d; d >>= 1) value |= shuffle_xor(value, d);
+    return value;
+#endif
+}
 DEVICE int64_t warp_max(int64_t value) {
     for (int d = 16; d; d >>= 1) value = max(value, shuffle_xor(value, d));
     return value;

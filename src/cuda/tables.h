@@ -37,7 +37,10 @@ typedef struct lplb__cuda_segment {
 
 /* Ranks [first_rank, first_rank + ranks) of which some share movable experts. */
 typedef struct lplb__cuda_component {
-    uint16_t first_rank, ranks, colours, unused;
+    uint16_t first_rank, ranks, colours;
+    uint16_t first_movable, movables; /* in `set` */
+    uint16_t first_chunk, chunks;     /* SETS: in `own_chunk` */
+    uint16_t unused;
 } lplb__cuda_component;
 
 /* Pairs: what lane r of a component's warp does in a colour. 0 = nothing. */
@@ -57,11 +60,25 @@ typedef struct lplb__cuda_lane {
 } lplb__cuda_lane;
 enum { LPLB__CUDA_WIDE = 6 };
 
-enum { LPLB__CUDA_PAIRS = 1, LPLB__CUDA_ROWS = 2 };
+/* Sets: a movable expert, by component, colour, id; and the chunks of a component by colour (no
+ * chunk then holds lanes of two components). */
+typedef struct lplb__cuda_set {
+    uint64_t hosts; /* bit q: rank q of the component */
+    uint16_t expert, unused[3];
+} lplb__cuda_set;
+#define LPLB__CUDA_OWN_CHUNK(chunk, kind) ((uint32_t)(chunk) << 8 | (uint32_t)(kind))
+#define LPLB__CUDA_CHUNK(own)             ((int32_t)((own) >> 8))
+#define LPLB__CUDA_CHUNK_KIND(own)        ((int32_t)((own)&255))
+enum {
+    LPLB__CUDA_SET_RANKS = 64,  /* of a component at most */
+    LPLB__CUDA_SET_EXPERTS = 64 /* likewise: movable ones */
+};
+
+enum { LPLB__CUDA_PAIRS = 1, LPLB__CUDA_ROWS = 2, LPLB__CUDA_SETS = 3 };
 
 typedef struct lplb__cuda_header {
     int32_t experts, ranks, hosts, segments;
-    int32_t engine;     /* PAIRS or ROWS; ROWS tables are always there */
+    int32_t engine;     /* PAIRS, SETS or ROWS; ROWS tables are always there */
     int32_t speeds;     /* nonzero: ranks differ in speed */
     int32_t components; /* with movable experts */
     int32_t rows, chunks;
@@ -82,12 +99,14 @@ typedef struct lplb__cuda_tables {
     uint32_t host;         /* [P] */
     uint32_t segment;      /* [P] */
     uint32_t hot_bytes;
-    uint32_t speed; /* int64 [G] by position */
-    uint32_t edge;  /* uint32 [G/2][PAIR_COLOURS][LANES] */
-    uint32_t row;   /* uint32 [rows+1] first chunk */
-    uint32_t chunk; /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
-                       0 = further ones */
-    uint32_t lane;  /* [chunks][LANES] */
+    uint32_t speed;     /* int64 [G] by position */
+    uint32_t edge;      /* uint32 [G/2][PAIR_COLOURS][LANES] */
+    uint32_t row;       /* uint32 [rows+1] first chunk */
+    uint32_t chunk;     /* uint8 [chunks]: lanes of its largest group; 64 = first of a wide expert,
+                           0 = further ones */
+    uint32_t lane;      /* [chunks][LANES] */
+    uint32_t set;       /* [E] */
+    uint32_t own_chunk; /* uint32 [chunks] */
     /* for the interior-point method: what a component and a rank have of movable experts */
     uint32_t movable;       /* uint16 [E] experts, by component */
     uint32_t first_movable; /* uint16 [G/2+1] of each component */

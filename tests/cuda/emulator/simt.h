@@ -107,6 +107,13 @@ template <typename T> DEVICE T warp_max(T value) {
     for (int i = 0; i < 32; i++) value = (T)all[i] > value ? (T)all[i] : value;
     return value;
 }
+DEVICE int32_t warp_min(int32_t value) { return -warp_max(-value); }
+DEVICE uint32_t warp_or(uint32_t value) {
+    uint64_t all[32];
+    emulated_gather(value, all);
+    for (int i = 0; i < 32; i++) value |= (uint32_t)all[i];
+    return value;
+}
 DEVICE int32_t add_clamped(int32_t a, int32_t b, int32_t limit) {
     int32_t sum = a + b < limit ? a + b : limit;
     return sum > 0 ? sum : 0;
