@@ -65,7 +65,8 @@ foreach(kernel ${LPLB_CUDA_KERNELS})
   get_filename_component(name ${kernel} NAME_WE)
   set(object ${CMAKE_BINARY_DIR}/lplb_cuda_${name}.o)
   add_custom_command(OUTPUT ${object} COMMAND ${LPLB_NVCC} -c ${kernel} -o ${object}
-                     DEPENDS ${kernel} ${LPLB_CUDA_HEADERS} include/lplb/cuda.h VERBATIM)
+                     DEPENDS ${kernel} ${LPLB_CUDA_HEADERS} src/plan/exact_layout.h
+                             include/lplb/cuda.h VERBATIM)
   list(APPEND LPLB_CUDA_OBJECTS ${object})
 endforeach()
 add_custom_target(lplb_cuda_kernels DEPENDS ${LPLB_CUDA_OBJECTS})

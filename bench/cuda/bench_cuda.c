@@ -5,7 +5,8 @@
  * times; the median replay divided by CHAIN. Plans are measured on BATCHES fresh batches each, of
  * which the median and the 90th percentile are given. The floor of a plan is the launch of a block,
  * that of a step a copy of its ids, launch included, or where they are few the launch. `--json`
- * prints one document. */
+ * prints one document; a text leaves out the rows that do not have it in their names, floors and
+ * several sources apart. */
 #include <lplb/trace.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,6 +21,9 @@
 enum { CHAIN = 20, REPLAYS = 15, BATCHES = 31, STEP_BATCHES = 9 };
 
 static int json, rows_printed;
+static const char *only = ""; /* rows that have it in their names */
+
+static int wanted(const char *name) { return strstr(name, only) != NULL; }
 
 static int compare_double(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -246,6 +250,7 @@ static void draw_batch(const drawn_batches *d, uint64_t seed) {
 static void time_batches(const char *label, lplb_solver solver, lplb_ipm_options ipm,
                          const lplb_placement *placement, int64_t hosts, const drawn_batches *drawn,
                          double goal) {
+    if (!wanted(label)) return;
     solve_case s = {.problem = {.struct_size = sizeof s.problem}};
     lplb_cuda_config config = {
         .struct_size = sizeof config, .placement = placement, .solver = solver, .ipm = ipm};
@@ -370,6 +375,7 @@ static lplb_placement *cube_placement(int32_t experts, int32_t ranks) {
 
 static void bench_step(const char *name, int64_t tokens, int32_t topk, int32_t experts,
                        int32_t ranks, int32_t n_sms, double goal, double floor) {
+    if (!wanted(name)) return;
     int64_t n = tokens * topk, *ids = malloc((size_t)n * 8);
     lplb_placement *placement = cube_placement(experts, ranks);
     step_case s = {.problem = {.struct_size = sizeof s.problem}};
@@ -488,6 +494,7 @@ static void print_steps(void) {
 
 int main(int argc, char **argv) {
     json = argc > 1 && strcmp(argv[1], "--json") == 0;
+    if (argc > 1 + json) only = argv[1 + json];
     if (!json)
         printf("%-44s %8s %8s %8s %8s %7s\n", "microseconds", "median", "p90", "goal", "floor",
                "ratio");

@@ -43,7 +43,9 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     t->chunk = take(&bytes, chunks, sizeof(uint8_t));
     t->lane = take(&bytes, chunks * LPLB__CUDA_LANES, sizeof(lplb__cuda_lane));
     t->set = take(&bytes, experts, sizeof(lplb__cuda_set));
-    t->own_chunk = take(&bytes, chunks, sizeof(uint32_t));
+    t->set_chunks = slots / 2 < LPLB__CUDA_SET_CHUNKS ? slots / 2 : LPLB__CUDA_SET_CHUNKS;
+    if (slots > LPLB__CUDA_SET_SLOTS) t->set_chunks = 0;
+    t->own_chunk = take(&bytes, t->set_chunks, sizeof(uint32_t));
     t->movable = take(&bytes, experts, sizeof(uint16_t));
     t->first_movable = take(&bytes, components + 1, sizeof(uint16_t));
     t->rank_host = take(&bytes, slots, sizeof(uint16_t));
@@ -248,6 +250,7 @@ static int32_t lay_out_row(builder *b, const lplb__exact_layout *layout, int32_t
 static void lay_out_rows(builder *b, const lplb__exact_layout *layout) {
     uint32_t *row = SECTION(b, row, uint32_t);
     int32_t chunk = 0;
+    b->header->rows = b->header->widest_row = 0;
     for (int32_t m = 0; m < layout->movables; m++)
         if (layout->movable[m].colour >= b->header->rows)
             b->header->rows = layout->movable[m].colour + 1;
@@ -346,6 +349,10 @@ static lplb_status build(builder *b, const int64_t *speed) {
         lay_out_pairs(b, &layout);
         lay_out_sets(b, &layout);
         lay_out_rows(b, &layout);
+        if (b->header->engine == LPLB__CUDA_SETS && b->header->chunks > b->tables->set_chunks) {
+            b->header->engine = LPLB__CUDA_ROWS;
+            lay_out_rows(b, &layout);
+        }
         list_chunks(b);
         list_movables(b, &layout);
     }

@@ -9,19 +9,27 @@
 
 enum { OWN_EXPERTS = LPLB__CUDA_SET_EXPERTS / 32, OWN_RANKS = 2 };
 
+/* What a lane knows of its host in a chunk: 16 bytes of shared memory, read at once. */
+typedef struct alignas(16) set_host {
+    int32_t tokens, share;
+    uint16_t host, rank; /* host NO_HOST: none */
+    uint16_t kind, log2; /* lanes of the chunk's largest group, log2(lanes of this group) */
+} set_host;
+
 /* One component, as its warp sees it. Ranks are numbered within the component. */
 typedef struct sets {
-    const lplb__cuda_lane *lane; /* of all chunks, this lane's of the first */
-    const int64_t *tokens;       /* [E] */
-    int32_t *load;               /* [ranks] of the component */
-    int32_t *x, *saved_x;        /* of all hosts */
-    uint64_t *level;             /* [ranks] what a search reached at each depth */
-    int32_t ranks, first_rank;
-    uint32_t inverse;             /* floor((2^32 - 1) / (lane + 1)) */
-    uint64_t hosts[OWN_EXPERTS];  /* of this lane's experts: movables lane and lane + 32 */
-    uint64_t holds[OWN_EXPERTS];  /* hosts with tokens, when the phase began */
-    int32_t first[OWN_EXPERTS];   /* host */
-    int32_t loads[OWN_RANKS];     /* of ranks lane and lane + 32, during searches */
+    set_host *host;        /* [chunks][32] this lane's of the first, chunks by colour */
+    const int64_t *tokens; /* [E] */
+    int32_t *load;         /* [ranks] of the component */
+    int32_t *x, *saved_x;  /* of all hosts */
+    uint64_t *level;       /* [ranks] what a search reached at each depth */
+    int32_t ranks, chunks;
+    uint32_t inverse;            /* floor((2^32 - 1) / (lane + 1)) */
+    uint64_t hosts[OWN_EXPERTS]; /* of this lane's experts: movables lane and lane + 32 */
+    uint64_t holds[OWN_EXPERTS]; /* hosts with tokens, when the phase began; */
+    uint64_t now[OWN_EXPERTS];   /* and since */
+    int32_t first[OWN_EXPERTS];  /* host */
+    int32_t loads[OWN_RANKS];    /* of ranks lane and lane + 32, during searches */
 } sets;
 
 DEVICE uint64_t bits_below(int32_t bit) { return ((uint64_t)1 << bit) - 1; }
@@ -48,71 +56,60 @@ DEVICE int32_t divide_by_members(int32_t sum, int32_t members, uint32_t inverse)
     return quotient + (sum - quotient * members >= members);
 }
 
-/* As pour_group of rows.cuh. */
-DEVICE int32_t pour_members(const sets *s, group g, int32_t largest, bool used, bool in,
-                            int32_t level, int32_t tokens) {
-    if (!(votes(in) & g.lanes)) in = used;
+/* The common level of the hosts that stay below it, as pour_group of rows.cuh; WIDTH: lanes of the
+ * largest group at most. */
+template <int WIDTH>
+DEVICE int32_t pour_members(const sets *s, const set_host &h, bool used, int32_t level) {
+    group g = group_of(h.log2);
+    uint32_t hosts = votes(used) & g.lanes, takers = votes(used && h.share > 0) & g.lanes;
+    bool in = used && (!takers || h.share > 0);
+    if (!takers) takers = hosts;
     for (;;) {
-        uint32_t takers = votes(in) & g.lanes;
         int32_t members = larger(bits_set(takers), 1); /* lanes without an expert have none */
         uint32_t inverse = shuffle(s->inverse, members - 1);
-        int32_t sum = group_sum(g, largest, in ? level : 0) + tokens;
+        int32_t sum = group_sum(g, WIDTH, in ? level : 0) + h.tokens;
         int32_t height = divide_by_members(sum, members, inverse);
         bool stays = used && level <= height;
-        if (votes(stays != in)) {
-            in = stays;
-            continue;
+        if (!votes(stays != in)) {
+            int32_t before = bits_set(takers & lanes_below());
+            return in ? height - level + (before < sum - height * members) : 0;
         }
-        int32_t before = bits_set(takers & lanes_below());
-        return in ? height - level + (before < sum - height * members) : 0;
+        in = stays;
+        takers = votes(in) & g.lanes;
     }
 }
 
-/* What a lane knows of its host before the chunks before it are poured. */
-typedef struct set_lane {
-    lplb__cuda_lane at;
-    int32_t kind; /* lanes of the chunk's largest group */
-    int32_t tokens, had;
-} set_lane;
-
-DEVICE set_lane set_lane_of(const sets *s, int32_t chunk, int32_t kind) {
-    set_lane l;
-    l.at = s->lane[chunk * LANES];
-    l.kind = kind;
-    l.tokens = (int32_t)s->tokens[l.at.expert];
-    l.had = l.at.host != LPLB__CUDA_NO_HOST ? s->x[l.at.host] : 0;
-    return l;
+/* Two hosts: the halves differ by the difference of the loads; the odd token to the lower rank. */
+DEVICE int32_t pour_two(const set_host &h, int32_t level) {
+    int32_t odd = !(lane_index() & 1);
+    int32_t share = (h.tokens + shuffle_xor(level, 1) - level + odd) >> 1;
+    return smaller(larger(share, 0), h.tokens);
 }
 
 /* True if the share of this lane's host changed. */
-DEVICE bool pour_set_lane(const sets *s, const set_lane *l) {
-    bool used = l->at.host != LPLB__CUDA_NO_HOST;
-    int32_t *load = &s->load[used ? l->at.rank - s->first_rank : 0], share;
-    int32_t level = used ? *load - l->had : 0;
-    if (l->kind == 2) {
-        int32_t odd = !(lane_index() & 1);
-        share = (l->tokens + shuffle_xor(level, 1) - level + odd) >> 1;
-        share = smaller(larger(share, 0), l->tokens);
-    } else {
-        share = pour_members(s, group_of(l->at.group & 15), l->kind, used, l->had > 0, level,
-                             l->tokens);
-    }
-    if (!used || share == l->had) return false;
-    *load = level + share;
-    s->x[l->at.host] = share;
+DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at) {
+    bool used = h.host != LPLB__CUDA_NO_HOST;
+    int32_t level = s->load[h.rank] - h.share, share; /* lanes without a host have rank 0 */
+    warp_barrier(); /* a warp that has diverged shuffles slowly */
+    if (h.kind == 2) share = pour_two(h, level);
+    else if (h.kind <= 8) share = pour_members<8>(s, h, used, level);
+    else if (h.kind <= 16) share = pour_members<16>(s, h, used, level);
+    else share = pour_members<32>(s, h, used, level); /* one group */
+    if (!used || share == h.share) return false;
+    s->load[h.rank] = level + share;
+    at->share = share;
     return true;
 }
 
-/* All chunks of the component once, colour by colour. */
-DEVICE bool sweep_sets(const sets *s, const uint32_t *chunk, int32_t chunks) {
+/* All chunks of the component once. */
+DEVICE bool sweep_sets(const sets *s) {
     bool changed = false;
-    set_lane next = set_lane_of(s, LPLB__CUDA_CHUNK(chunk[0]), LPLB__CUDA_CHUNK_KIND(chunk[0]));
+    set_host next = *s->host;
     ROLLED
-    for (int32_t k = 1; k <= chunks; k++) {
-        set_lane here = next;
-        uint32_t after = chunk[smaller(k, chunks - 1)];
-        next = set_lane_of(s, LPLB__CUDA_CHUNK(after), LPLB__CUDA_CHUNK_KIND(after));
-        changed |= pour_set_lane(s, &here);
+    for (int32_t k = 0; k < s->chunks; k++) {
+        set_host here = next;
+        next = s->host[smaller(k + 1, s->chunks - 1) * LANES];
+        changed |= pour_set(s, here, s->host + k * LANES);
         warp_barrier();
     }
     return votes(changed) != 0;
@@ -131,11 +128,10 @@ DEVICE uint64_t ranks_above(const sets *s, int32_t limit) {
 }
 
 /* Until no rank is above the limit, or nothing changes any more, or long enough. */
-DEVICE void sweep_until_within(sets *s, const uint32_t *chunk, int32_t chunks, int32_t limit,
-                               effort *spent) {
+DEVICE void sweep_until_within(sets *s, int32_t limit, effort *spent) {
     ROLLED
     for (int32_t sweeps = 1; sweeps <= LPLB__MAX_SWEEPS; sweeps++) {
-        bool changed = sweep_sets(s, chunk, chunks);
+        bool changed = sweep_sets(s);
         take_loads(s);
         if (!changed) return;
         spent->sweeps++;
@@ -145,14 +141,21 @@ DEVICE void sweep_until_within(sets *s, const uint32_t *chunk, int32_t chunks, i
 
 /* ---- steps 3 and 4: bound and augment ---- */
 
+/* Which of its hosts hold tokens of this lane's experts. */
 DEVICE void find_holders(sets *s) {
 #pragma unroll
     for (int k = 0; k < OWN_EXPERTS; k++) {
         int32_t host = s->first[k];
-        s->holds[k] = 0;
+        s->now[k] = 0;
+        ROLLED
         for (uint64_t left = s->hosts[k]; left; left &= left - 1, host++)
-            if (s->x[host] > 0) s->holds[k] |= left & -left;
+            if (s->x[host] > 0) s->now[k] |= left & -left;
     }
+}
+
+DEVICE void begin_phase(sets *s) {
+#pragma unroll
+    for (int k = 0; k < OWN_EXPERTS; k++) s->holds[k] = s->now[k];
 }
 
 /* The ranks that have an expert whose tokens are on a rank of the set. */
@@ -195,10 +198,12 @@ DEVICE bool push_set(sets *s, int32_t depth, int32_t limit, int32_t target) {
     int32_t v = target, amount = limit - load_of(s, target), least = INT32_MAX, way[OWN_EXPERTS];
 #pragma unroll
     for (int k = 0; k < OWN_EXPERTS; k++) way[k] = -1;
+    uint64_t next = s->level[depth - 1];
     ROLLED
     while (depth-- > 0) {
-        uint64_t givers = s->level[depth];
+        uint64_t givers = next;
         int32_t best = INT32_MAX;
+        next = s->level[larger(depth - 1, 0)];
 #pragma unroll
         for (int k = 0; k < OWN_EXPERTS; k++) {
             uint64_t from = s->holds[k] & givers;
@@ -220,23 +225,27 @@ DEVICE bool push_set(sets *s, int32_t depth, int32_t limit, int32_t target) {
 #pragma unroll
     for (int k = 0; k < OWN_EXPERTS; k++)
         if (way[k] >= 0) {
-            *share_on(s, k, way[k] & 255) -= amount;
+            int32_t *gives = share_on(s, k, way[k] & 255);
+            *gives -= amount;
+            if (!*gives) s->now[k] &= ~((uint64_t)1 << (way[k] & 255));
             *share_on(s, k, way[k] >> 8) += amount;
+            s->now[k] |= (uint64_t)1 << (way[k] >> 8);
         }
     add_load(s, v, -amount);
     add_load(s, target, amount);
     return true;
 }
 
-/* Phases until no rank exceeds the limit: 0. Or the ranks above it reach no room: what they reach. */
+/* Phases until no rank exceeds the limit: 0. Or the ranks above it reach no room: what they do
+ * reach. */
 DEVICE uint64_t augment_sets(sets *s, int32_t limit, effort *spent) {
     for (;;) {
         uint64_t next = ranks_above(s, limit), visited = next, targets;
         uint64_t room = rank_votes(s->loads[0] < limit, s->loads[1] < limit);
         int32_t depth = 0;
         if (!next) return 0;
-        warp_barrier(); /* shares and levels of the phase before */
-        find_holders(s);
+        begin_phase(s);
+        warp_barrier(); /* the levels of the phase before have been read */
         ROLLED
         do {
             if (lane_index() == 0) s->level[depth] = next;
@@ -281,6 +290,7 @@ DEVICE void keep_shares(const sets *s, int32_t *to, const int32_t *from) {
 DEVICE int32_t meet_limit_sets(sets *s, int32_t limit, effort *spent) {
     int32_t loads[OWN_RANKS] = {s->loads[0], s->loads[1]};
     find_holders(s);
+    begin_phase(s);
     limit = larger(limit, guess_set(s));
     keep_shares(s, s->saved_x, s->x);
     ROLLED
@@ -289,6 +299,7 @@ DEVICE int32_t meet_limit_sets(sets *s, int32_t limit, effort *spent) {
         spent->restarts++;
         warp_barrier();
         keep_shares(s, s->x, s->saved_x);
+        find_holders(s);
         s->loads[0] = loads[0];
         s->loads[1] = loads[1];
     }
@@ -309,24 +320,49 @@ DEVICE int32_t take_experts(sets *s, const lplb__cuda_set *set, const lplb__cuda
         int32_t m = lane_index() + 32 * k;
         bool used = m < movables;
         s->hosts[k] = used ? set[m].hosts : 0;
-        s->holds[k] = 0;
         s->first[k] = used ? expert[set[m].expert].first_host : 0;
         if (used) tokens += (int32_t)s->tokens[set[m].expert];
     }
     return tokens;
 }
 
-/* load holds what cannot move, in the end all; x = 0, in the end the shares. Returns the optimal
- * limit. */
-DEVICE int32_t solve_sets(sets *s, int32_t movable, const uint32_t *chunk, int32_t chunks,
-                          effort *spent) {
+/* What the lanes have to know for pouring. chunk: the component's, in the table that lane is this
+ * lane's first of. */
+DEVICE void take_hosts(const sets *s, const uint32_t *chunk, const lplb__cuda_lane *lane,
+                       int32_t first_rank) {
+#pragma unroll 4
+    for (int32_t k = 0; k < s->chunks; k++) {
+        lplb__cuda_lane at = lane[LPLB__CUDA_CHUNK(chunk[k]) * LANES];
+        set_host h;
+        h.tokens = (int32_t)s->tokens[at.expert];
+        h.share = 0;
+        h.host = at.host;
+        h.rank = at.host == LPLB__CUDA_NO_HOST ? 0 : (uint16_t)(at.rank - first_rank);
+        h.kind = (uint16_t)LPLB__CUDA_CHUNK_KIND(chunk[k]);
+        h.log2 = at.group & 15;
+        s->host[k * LANES] = h;
+    }
+}
+
+DEVICE void write_shares(const sets *s) {
+    ROLLED
+    for (int32_t k = 0; k < s->chunks; k++) {
+        const set_host h = s->host[k * LANES];
+        if (h.host != LPLB__CUDA_NO_HOST) s->x[h.host] = h.share;
+    }
+    warp_barrier();
+}
+
+/* load holds what cannot move, in the end all; x: the shares. Returns the optimal limit. */
+DEVICE int32_t solve_sets(sets *s, int32_t movable, effort *spent) {
     s->inverse = 0xffffffffu / (uint32_t)(lane_index() + 1);
     take_loads(s);
     int32_t fixed = s->loads[0] + s->loads[1];
     int32_t all = warp_sum(fixed + movable);
     int32_t limit = (int32_t)(((uint32_t)all + (uint32_t)s->ranks - 1) / (uint32_t)s->ranks);
     limit = larger(limit, warp_max(larger(s->loads[0], s->loads[1])));
-    sweep_until_within(s, chunk, chunks, limit, spent);
+    sweep_until_within(s, limit, spent);
+    write_shares(s);
     return ranks_above(s, limit) ? meet_limit_sets(s, limit, spent) : limit;
 }
 

@@ -34,6 +34,7 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     s->kept = take(&bytes, (int64_t)LPLB__CUDA_KEPT_IDS * threads, sizeof(uint32_t));
     s->load = take(&bytes, G, sizeof(int64_t));
     s->x = take(&bytes, P, sizeof(int64_t));
+    s->set_hosts = take(&bytes, step->tables.set_chunks * LPLB__CUDA_LANES, 16);
     s->saved_load = take(&bytes, G, sizeof(int64_t));
     s->saved_x = take(&bytes, P, sizeof(int64_t));
     s->local_room = s->saved_x; /* of the planner, which is done */

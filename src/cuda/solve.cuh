@@ -300,7 +300,6 @@ DEVICE_CALL void solve_components_as_sets(const step &a) {
     const lplb__cuda_component *component = table(a, component, lplb__cuda_component);
     effort spent = {0, 0, 0};
     sets s;
-    s.lane = cold_table(a, lane, lplb__cuda_lane) + lane_index();
     s.tokens = shared_array(a, tokens, int64_t);
     s.x = shared_array(a, x, int32_t);
     s.saved_x = shared_array(a, saved_x, int32_t);
@@ -308,14 +307,16 @@ DEVICE_CALL void solve_components_as_sets(const step &a) {
     for (int32_t c = warp_index(); c < header_of(a)->components; c += a.solver_warps) {
         const lplb__cuda_component here = component[c];
         s.ranks = here.ranks;
-        s.first_rank = here.first_rank;
+        s.chunks = here.chunks;
+        s.host = shared_array(a, set_hosts, set_host) + here.first_chunk * LANES + lane_index();
         s.load = shared_array(a, load, int32_t) + here.first_rank;
         s.level = shared_array(a, key, uint64_t) + here.first_rank;
         int32_t movable =
             take_experts(&s, cold_table(a, set, lplb__cuda_set) + here.first_movable,
                          table(a, expert, lplb__cuda_expert), here.movables);
-        int32_t limit = solve_sets(&s, movable, cold_table(a, own_chunk, uint32_t) +
-                                   here.first_chunk, here.chunks, &spent);
+        take_hosts(&s, cold_table(a, own_chunk, uint32_t) + here.first_chunk,
+                   cold_table(a, lane, lplb__cuda_lane) + lane_index(), here.first_rank);
+        int32_t limit = solve_sets(&s, movable, &spent);
         if (lane_index() == 0)
             atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
     }
@@ -407,7 +408,7 @@ DEVICE void add_up_total(const step &a) {
 /* All threads: everything before the planner itself. False: nothing is left to it. */
 DEVICE bool prepare_plan(const step &a) {
     block_state *state = state_of(a);
-    if (header_of(a)->engine != LPLB__CUDA_PAIRS)
+    if (header_of(a)->engine == LPLB__CUDA_ROWS)
         clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
     bool settled = block_any(take_totals(a));
     if (settled) settle_totals(a);

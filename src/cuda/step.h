@@ -39,10 +39,11 @@ typedef struct lplb__cuda_shared {
     uint32_t local_taken;              /* int32 [P] */
     uint32_t rows;                     /* uint32 [cluster][E] counts of the cluster's blocks */
     uint32_t seen;                     /* uint32 [warps][E+1] lanes with an id */
-    uint32_t number; /* uint16 [warps][E+2] ids so far; then of the warps before */
-    uint32_t kept;   /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
-    uint32_t load;   /* [G] by position */
-    uint32_t x;      /* [P] tokens of each host */
+    uint32_t number;    /* uint16 [warps][E+2] ids so far; then of the warps before */
+    uint32_t kept;      /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
+    uint32_t load;      /* [G] by position */
+    uint32_t x;         /* [P] tokens of each host */
+    uint32_t set_hosts; /* [own chunks][LANES], 16 bytes each (sets.cuh) */
     uint32_t saved_load, saved_x, capacity;
     uint32_t mine;   /* int32 [E] counted by all blocks of this source */
     uint32_t limits; /* [components] */

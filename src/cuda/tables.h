@@ -70,8 +70,10 @@ typedef struct lplb__cuda_set {
 #define LPLB__CUDA_CHUNK(own)             ((int32_t)((own) >> 8))
 #define LPLB__CUDA_CHUNK_KIND(own)        ((int32_t)((own)&255))
 enum {
-    LPLB__CUDA_SET_RANKS = 64,  /* of a component at most */
-    LPLB__CUDA_SET_EXPERTS = 64 /* likewise: movable ones */
+    LPLB__CUDA_SET_RANKS = 64,   /* of a component at most */
+    LPLB__CUDA_SET_EXPERTS = 64, /* likewise: movable ones */
+    LPLB__CUDA_SET_CHUNKS = 64,  /* of all components, */
+    LPLB__CUDA_SET_SLOTS = 1024  /* unless a block's shared memory is needed for more slots */
 };
 
 enum { LPLB__CUDA_PAIRS = 1, LPLB__CUDA_ROWS = 2, LPLB__CUDA_SETS = 3 };
@@ -106,7 +108,8 @@ typedef struct lplb__cuda_tables {
                            0 = further ones */
     uint32_t lane;      /* [chunks][LANES] */
     uint32_t set;       /* [E] */
-    uint32_t own_chunk; /* uint32 [chunks] */
+    uint32_t own_chunk; /* uint32 [set_chunks] */
+    int32_t set_chunks; /* 0 = no SETS */
     /* for the interior-point method: what a component and a rank have of movable experts */
     uint32_t movable;       /* uint16 [E] experts, by component */
     uint32_t first_movable; /* uint16 [G/2+1] of each component */

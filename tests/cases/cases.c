@@ -37,6 +37,8 @@ const plan_case plan_cases[] = {
     {"random16", SHAPE_RANDOM, NULL, 16, 64, 0, 8, 1.5, 0, 256, 0, 0},
     {"random16-speeds", SHAPE_RANDOM, NULL, 16, 64, 0, 8, 1.5, 0, 256, 0, 1},
     {"random60", SHAPE_RANDOM, NULL, 60, 300, 0, 5, 1.0, 0, 128, 1, 1},
+    {"random64", SHAPE_RANDOM, NULL, 64, 90, 0, 3, 1.0, 0, 256, 0, 0},
+    {"random64-copies", SHAPE_RANDOM, NULL, 64, 40, 0, 24, 1.5, 0, 1024, 0, 0},
     {"random130", SHAPE_RANDOM, NULL, 130, 500, 0, 3, 1.0, 0, 1024, 0, 0},
     {"single-copies", SHAPE_RANDOM, NULL, 8, 32, 0, 1, 1.0, 0, 64, 0, 0},
     {"everywhere", SHAPE_RANDOM, NULL, 6, 10, 0, 6, 2.0, 0, 1000, 0, 0},
