@@ -85,12 +85,17 @@ typedef struct lplb_cuda_problem {
     size_t struct_size;
     /* device [S][E]. run: NULL = the ids' own counts are all, or those that comm shares */
     const int64_t *source_counts;
+    /* with comm, solve and start: device [E], this rank's counts in place of ids, below 2^31 each
+     */
+    const int64_t *own_counts;
     const int64_t *fixed; /* device [G] tokens that cannot move, or NULL */
     /* results wanted, or NULL */
     int64_t *counts; /* device [E] of all sources */
     int64_t *split;  /* device [hosts] in the order of lplb_placement_hosts */
     int64_t *loads;  /* device [G] */
     float *share;    /* device [hosts] split / counts, for lplb_cuda_map_shares */
+    /* device [S][E] that comm shared, for lplb_cuda_map; only this rank's own after an error */
+    int64_t *gathered;
     /* A device scalar, INT32 or INT64, to which every plan adds counter_add unless it met an error
      * or did not converge: LPLB's avail_counter, which counts solved groups. NULL = none */
     void *counter;
@@ -118,7 +123,9 @@ LPLB_API lplb_status lplb_cuda_map_shares(lplb_cuda_planner *planner, const lplb
 
 /* Asynchronous form: start puts lplb_cuda_count and lplb_cuda_solve of the ids (or, with ids NULL,
  * lplb_cuda_solve) on `side` after what `stream` holds so far; after join, `stream` waits for them.
- * Start without a join in between is LPLB_STATE. Both may be captured, in one graph. */
+ * With a communicator the counts are shared there too; what lplb_cuda_map needs then is
+ * problem.gathered and problem.split. Start without a join in between is LPLB_STATE. Both may be
+ * captured, in one graph. */
 LPLB_API lplb_status lplb_cuda_start(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
                                      const lplb_cuda_problem *problem, lplb_cuda_stream stream,
                                      lplb_cuda_stream side);

@@ -23,10 +23,18 @@ typedef enum lplb_cuda_transport {
      * GPU. */
     LPLB_CUDA_TRANSPORT_P2P,
     /* NCCL's all-gather on the stream; libnccl.so.2, or LPLB_NCCL_LIBRARY, is loaded at run time.
-     * NCCL itself does not time out: lplb_cuda_report_read is where a missing rank is found. */
+     * A thread ends it (ncclCommAbort) when a turn takes longer than the timeout. */
     LPLB_CUDA_TRANSPORT_NCCL,
     /* NCCL across nodes, by the ranks of the same place on theirs, and P2P inside them. */
-    LPLB_CUDA_TRANSPORT_HIERARCHICAL
+    LPLB_CUDA_TRANSPORT_HIERARCHICAL,
+    /* NVSHMEM's symmetric memory: pushed into from inside the step's kernel where loads and stores
+     * reach it on all ranks (one NVLink domain, also of several hosts), else by puts on the stream.
+     * libnvshmem_host.so.3, or LPLB_NVSHMEM_LIBRARY, is loaded at run time and initialised with the
+     * ranks as its processing elements unless the program has done so. ranks_per_node below the
+     * number of ranks: by puts. */
+    LPLB_CUDA_TRANSPORT_NVSHMEM,
+    /* The caller's own all-gather, all_gather below. */
+    LPLB_CUDA_TRANSPORT_CUSTOM
 } lplb_cuda_transport;
 LPLB_API const char *lplb_cuda_transport_name(lplb_cuda_transport transport); /* "p2p" */
 
@@ -47,6 +55,14 @@ typedef struct lplb_cuda_comm_config {
     int64_t timeout_ns;     /* 0 = 10 s */
     lplb_cuda_exchange exchange;
     void *state; /* of exchange; both are used as long as the communicator is */
+    /* CUSTOM: puts on the stream what brings `bytes` device bytes of every rank to all ranks,
+     * device [ranks][bytes] by rank; waits for nothing. To be captured where steps are. */
+    lplb_status (*all_gather)(void *gather_state, const void *send, void *receive, int64_t bytes,
+                              lplb_cuda_stream stream);
+    /* CUSTOM: called once, from another thread, when a rank was gone or late: ends what waits on
+     * the device. all_gather is not called again. */
+    void (*abort)(void *gather_state);
+    void *gather_state;
 } lplb_cuda_comm_config;
 
 /* Collective. LPLB_UNSUPPORTED on all ranks where the transport cannot work, LPLB_DISAGREE where
@@ -61,7 +77,7 @@ LPLB_API void lplb_cuda_comm_destroy(lplb_cuda_comm *comm);
 /* The one in use, never AUTO. */
 LPLB_API lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm);
 /* Collective: LPLB_DISAGREE, naming the ranks, unless all planners have the same placement and
- * options. Every step checks the same on the device (P2P and, within a node, HIERARCHICAL). */
+ * options. Every step checks the same on the device. */
 LPLB_API lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner);
 /* LPLB_OK while it works, else what ended it. Waits for nothing. */
 LPLB_API lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm);

@@ -40,17 +40,22 @@ class IdsStruct(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("source_counts", c_void_p), ("fixed", c_void_p),
-                ("counts", c_void_p), ("split", c_void_p), ("loads", c_void_p),
-                ("share", c_void_p), ("counter", c_void_p), ("counter_dtype", c_int),
-                ("counter_add", c_int32)]
+    _fields_ = [("struct_size", c_size_t), ("source_counts", c_void_p), ("own_counts", c_void_p),
+                ("fixed", c_void_p), ("counts", c_void_p), ("split", c_void_p),
+                ("loads", c_void_p), ("share", c_void_p), ("gathered", c_void_p),
+                ("counter", c_void_p), ("counter_dtype", c_int), ("counter_add", c_int32)]
+
+
+GATHER = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int64, c_void_p)
+ABORT = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 class CommConfig(ctypes.Structure):
     _fields_ = [("struct_size", c_size_t), ("device", c_int32), ("rank", c_int32),
                 ("ranks", c_int32), ("experts", c_int32), ("transport", c_int),
                 ("ranks_per_node", c_int32), ("timeout_ns", c_int64), ("exchange", c_void_p),
-                ("state", c_void_p)]
+                ("state", c_void_p), ("all_gather", GATHER), ("abort", ABORT),
+                ("gather_state", c_void_p)]
 
 
 class Report(ctypes.Structure):
@@ -69,7 +74,6 @@ PROTOTYPES = {
     "lplb_cuda_planner_bytes": (c_int64, c_void_p),
     "lplb_cuda_planner_update": (c_int, c_void_p, c_void_p, c_int32, _stream),
     "lplb_cuda_run": (c_int, c_void_p, c_void_p, c_void_p, _stream),
-    "lplb_cuda_count": (c_int, c_void_p, c_void_p, c_void_p, _stream),
     "lplb_cuda_solve": (c_int, c_void_p, c_void_p, _stream),
     "lplb_cuda_map_shares": (c_int, c_void_p, c_void_p, c_void_p, _stream),
     "lplb_cuda_report_read": (c_int, c_void_p, _stream, POINTER(Report)),
@@ -78,12 +82,12 @@ PROTOTYPES = {
     "lplb_cuda_comm_create": (c_int, POINTER(CommConfig), c_void_p),
     "lplb_cuda_comm_destroy": (None, c_void_p),
     "lplb_cuda_comm_transport": (c_int, c_void_p),
-    "lplb_cuda_transport_name": (c_char_p, c_int),
     "lplb_cuda_comm_agree": (c_int, c_void_p, c_void_p),
     "lplb_cuda_comm_state": (c_int, c_void_p),
 }
 
-TRANSPORTS = ("auto", "p2p", "nccl", "hierarchical")  # values of lplb_cuda_transport
+# Values of lplb_cuda_transport; "torch" is an all-gather of our own to the library.
+TRANSPORTS = ("auto", "p2p", "nccl", "hierarchical", "nvshmem", "torch")
 
 
 def find_library() -> str | None:
@@ -156,45 +160,168 @@ class DeviceComm:
     """Ranks whose steps share counts on the GPU; made by all of them together.
 
     comm: a `Communicator`, by which the ranks find each other. transport: one of TRANSPORTS.
-    ranks_per_node: 0 = by host.
+    ranks_per_node: 0 = by host. group: for "torch", a torch.distributed group of these ranks.
     """
 
     def __init__(self, comm: Any, device: int, experts: int, transport: str, ranks_per_node: int,
-                 timeout: float) -> None:
+                 timeout: float, group: Any = None) -> None:
         self.lib = lib()
         self.ranks, self.rank = comm.size(), comm.rank()
         self._comm = comm  # its handle is used by the library
+        self._gather = None
         gather = c.lib().lplb_comm_all_gather
         config = CommConfig(
             struct_size=ctypes.sizeof(CommConfig), device=device, rank=self.rank, ranks=self.ranks,
             experts=experts, transport=TRANSPORTS.index(transport), ranks_per_node=ranks_per_node,
             timeout_ns=int(timeout * 1e9), exchange=ctypes.cast(gather, c_void_p),
             state=comm._handle)
+        if transport == "torch":
+            self._gather = GroupGather(group, device, timeout)
+            config.all_gather, config.abort = self._gather.callbacks
+        elif transport == "nvshmem":
+            name_nvshmem()
         handle = c_void_p()
-        check(self.lib.lplb_cuda_comm_create(ctypes.byref(config), ctypes.byref(handle)))
+        status = self.lib.lplb_cuda_comm_create(ctypes.byref(config), ctypes.byref(handle))
+        if status and self._gather is not None and self._gather.errors:
+            raise self._gather.errors.pop()
+        check(status)
         self.handle = handle
-        weakref.finalize(self, self.lib.lplb_cuda_comm_destroy, handle)
+        # The callbacks must live as long as the library may call them.
+        weakref.finalize(self, _destroy_comm, self.lib, handle, self._gather)
 
     @property
     def transport(self) -> str:
         number = self.lib.lplb_cuda_comm_transport(self.handle)
-        return self.lib.lplb_cuda_transport_name(number).decode()
+        return TRANSPORTS[number]
 
     @property
     def alive(self) -> bool:
         return self.lib.lplb_cuda_comm_state(self.handle) == c.OK
 
 
+def _destroy_comm(library: c.Library, handle: c_void_p, _gather: Any) -> None:
+    library.lplb_cuda_comm_destroy(handle)
+
+
+def name_nvshmem() -> None:
+    """Where pip puts NVSHMEM the loader does not look: LPLB_NVSHMEM_LIBRARY, unless it is set."""
+    if "LPLB_NVSHMEM_LIBRARY" in os.environ:
+        return
+    import importlib.util
+
+    try:
+        found = importlib.util.find_spec("nvidia.nvshmem")
+    except ImportError:
+        return
+    for folder in (found.submodule_search_locations or []) if found else []:
+        path = Path(folder) / "lib" / "libnvshmem_host.so.3"
+        if path.is_file():
+            os.environ["LPLB_NVSHMEM_LIBRARY"] = str(path)
+            return
+
+
+# ---- a torch.distributed group as the library's all-gather ---------------------------------------
+
+_groups: dict[tuple[int, ...], Any] = {}  # ranks -> the group that is ours alone
+
+
+def own_group(group: Any, timeout: float) -> Any:
+    """A group of the same ranks that may be aborted without harm to the caller's; one for all
+    planners. torch's own watchdog ends the process, so ours has to come first."""
+    import datetime
+
+    import torch
+
+    ranks = tuple(torch.distributed.get_process_group_ranks(group))
+    if ranks not in _groups:
+        _groups[ranks] = torch.distributed.new_group(
+            list(ranks), backend="nccl", use_local_synchronization=True,
+            timeout=datetime.timedelta(seconds=10 * timeout + 600))
+    return _groups[ranks]
+
+
+def forget_groups() -> None:
+    """Before all ranks connect anew: groups that were aborted on any of them are of no use."""
+    _groups.clear()
+
+
+def abort_group(group: Any, device: int) -> None:
+    backend = group._get_backend(_tensor_device(device))
+    (getattr(backend, "abort", None) or backend._shutdown)()
+
+
+def check_abort(group: Any, device: int) -> None:
+    backend = group._get_backend(_tensor_device(device))
+    if not (hasattr(backend, "abort") or hasattr(backend, "_shutdown")):
+        raise c.bad("this version of torch cannot abort a group, which a rank that is gone needs: "
+                    "use the transport nccl", c.UNSUPPORTED)
+
+
+def tensor_at(address_: int, count: int, device: int) -> Any:
+    """int64 [count] at a device address."""
+    import torch
+
+    class Memory:
+        __cuda_array_interface__ = {"shape": (count,), "typestr": "<i8", "version": 3,
+                                    "data": (address_, False)}
+
+    return torch.as_tensor(Memory(), device=_tensor_device(device))
+
+
+def on_stream(stream: int | None, device: int) -> Any:
+    """A context in which torch works on this cudaStream_t."""
+    import contextlib
+
+    import torch
+
+    if (stream or 0) == current_stream(device):
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream or 0, device=_tensor_device(device)))
+
+
+class GroupGather:
+    """all_gather_into_tensor of a group, as the library calls it."""
+
+    def __init__(self, group: Any, device: int, timeout: float) -> None:
+        self.group, self.device = own_group(group, timeout), device
+        check_abort(self.group, device)
+        self.errors: list[Exception] = []
+        self._tensors: tuple[Any, Any] | None = None
+        self.callbacks = GATHER(self._all_gather), ABORT(self._abort)
+
+    def _all_gather(self, _state: Any, send: int, receive: int, n_bytes: int,
+                    stream: int | None) -> int:
+        try:
+            import torch
+
+            if self._tensors is None:  # the library's buffers stay where they are
+                words = n_bytes // 8
+                self._tensors = (tensor_at(receive, words * self.group.size(), self.device),
+                                 tensor_at(send, words, self.device))
+            with on_stream(stream, self.device):
+                torch.distributed.all_gather_into_tensor(*self._tensors, group=self.group)
+            return c.OK
+        except Exception as error:  # nothing may pass through C
+            self.errors.append(error)
+            return c.REMOTE
+
+    def _abort(self, _state: Any) -> None:
+        try:
+            abort_group(self.group, self.device)
+        except Exception as error:
+            self.errors.append(error)
+
+
 class Step:
     """Balances one layer's ids for one source of S on one device.
 
-    comm: ranks that share counts inside the step. group: torch group over whose ranks counts are
-    gathered instead. Neither: one source. counts: int64 [E] of the last batch, of all sources, and,
-    if wanted, split: int64 [P], its plan by (expert, host), zeros behind, on the device.
+    comm: ranks that share counts inside the step. None: one source. counts: int64 [E] of the last
+    batch, of all sources, and, if wanted, split: int64 [P], its plan by (expert, host), zeros
+    behind, on the device.
     """
 
     def __init__(self, placement: Placement, solver: str, device: int,
-                 comm: DeviceComm | None, group: Any, source: int,
+                 comm: DeviceComm | None, source: int,
                  source_rank: Sequence[int] | None, node: Sequence[int] | None, locality: bool,
                  n_sms: int, max_ids: int, keep_split: bool) -> None:
         import torch
@@ -202,9 +329,7 @@ class Step:
         self.lib = lib()
         self.torch, self.device = torch, device
         parsed, _ = parse_solver(solver)
-        sources = 1
-        if comm is not None or group is not None:
-            sources = comm.ranks if comm is not None else group.size()
+        sources = 1 if comm is None else comm.ranks
         self._keep = [None if x is None else np.ascontiguousarray(x, dtype=np.int32)
                       for x in (source_rank, node)]
         ranks, nodes = (None if x is None else address(x) for x in self._keep)
@@ -212,7 +337,7 @@ class Step:
             struct_size=ctypes.sizeof(Config), device=device, sources=sources, source_rank=ranks,
             node=nodes, solver=parsed.solver, ipm=parsed.ipm, tolerance=parsed.tolerance,
             locality=locality, n_sms=n_sms, comm=None if comm is None else comm.handle)
-        self.placement, self.group, self.comm = placement, group, comm
+        self.placement, self.comm = placement, comm
         self._handles: list[c_void_p] = []
         self._ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), source=source)
         n = placement.n_logical_experts
@@ -223,10 +348,6 @@ class Step:
         if keep_split:
             self.split = torch.zeros(placement.slots, dtype=torch.int64, device=where)
             self._problem.split = self.split.data_ptr()
-        if group is not None:
-            self._own = torch.zeros(n, dtype=torch.int64, device=where)
-            self._all = torch.zeros((sources, n), dtype=torch.int64, device=where)
-            self._problem.source_counts = self._all.data_ptr()
         self._ids_ref, self._problem_ref = ctypes.byref(self._ids), ctypes.byref(self._problem)
         self._run = self.lib.lplb_cuda_run
         self._empty_like = torch.empty_like
@@ -296,15 +417,20 @@ class Step:
         else:
             raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
         view.ids, view.ids_dtype, view.n, view.out = idx.data_ptr(), code, n, out.data_ptr()
-        stream = current_stream(self.device)
-        if self.group is not None:
-            check(self.lib.lplb_cuda_count(self._handle, self._ids_ref, self._own.data_ptr(),
-                                           stream))
-            self.torch.distributed.all_gather_into_tensor(self._all, self._own, group=self.group)
-        status = self._run(self._handle, self._ids_ref, self._problem_ref, stream)
+        status = self._run(self._handle, self._ids_ref, self._problem_ref,
+                           current_stream(self.device))
         if status:
             check(status)
         return out
+
+    def share(self, own: Any) -> Any:
+        """int64 [E]: the sum over the ranks of own, int64 [E]; own alone after an error."""
+        total = self.torch.empty_like(own)
+        problem = Problem(struct_size=ctypes.sizeof(Problem), own_counts=own.data_ptr(),
+                          counts=total.data_ptr())
+        check(self.lib.lplb_cuda_solve(self._handle, ctypes.byref(problem),
+                                       current_stream(self.device)))
+        return total
 
     def solve(self, tokens: Any, fixed: Any, hosts: int, counter: Any, add: int) -> Any:
         """Shares float32 [hosts] for int64 tokens [E] of all sources, fixed [G] or None.
@@ -333,11 +459,8 @@ class Step:
     def report(self) -> tuple[Report, c.Error | None]:
         """What the device wrote, and its error, which is then forgotten; waits for the stream."""
         out = Report(outcome=-1)
-        status = self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
-                                                ctypes.byref(out))
-        if status == c.TIMEOUT:  # found while waiting: the device has said nothing yet
-            return out, self._error_of(status)
-        check(status)
+        check(self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
+                                             ctypes.byref(out)))
         status = self.lib.lplb_cuda_report_status(ctypes.byref(out))
         if status == c.OK:
             return out, None

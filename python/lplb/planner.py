@@ -63,8 +63,8 @@ class Planner:
     "exact:tolerance=1.02" (keep the even split when its fullest rank is within 2 % of the mean);
     transport, how the ranks share counts: "auto", or for CPU ids "shm" or "torch", for GPU ids
     "p2p" (inside the step's kernel, over memory that the GPUs of a node map), "nccl",
-    "hierarchical" (p2p inside nodes, nccl across), or "torch" (an all-gather of the group, on the
-    stream); timeout in seconds for ranks that are gone or late;
+    "hierarchical" (p2p inside nodes, nccl across), "nvshmem" (over NVSHMEM's memory), or "torch"
+    (an all-gather of the group, on the stream); timeout in seconds for ranks that are gone or late;
     threads for CPU ids (0 = all; results do not depend on it); max_ids, most ids of a call for
     GPU ids (0 = grow as they come, which a graph capture cannot).
     """
@@ -155,9 +155,6 @@ class Planner:
         self.n_logical_routed_experts = n_logical
         self.solver = solver
         self._locality = parse_solver(solver)[1]
-        if transport == "nvshmem":
-            raise c.bad("no plugin for nvshmem is part of this build: use p2p, which maps the same "
-                        "memory inside a node, or hierarchical across nodes", c.UNSUPPORTED)
         if transport not in _TRANSPORTS:
             raise c.bad(f"transport '{transport}' is not known; one of {', '.join(_TRANSPORTS)}")
         self._rank, self._transport, self._timeout = rank, transport, timeout
@@ -241,6 +238,7 @@ class Planner:
         if self._comm is not None:
             self._comm.close()
         self._last = None  # what it refers to goes first
+        _cuda.forget_groups()
         self._step, self._device_steps, self._device_comms = None, {}, {}
         self._join(self.ep_group, self._nodes)
 
@@ -362,46 +360,46 @@ class Planner:
         key = (None if placement is None else id(placement), device, locality, n_sms)
         step = self._device_steps.get(key)
         if step is None:
-            comm, group = self._device_sharing(device) if placement is None else (None, None)
-            shared = comm if comm is not None else group
+            comm = self._device_sharing(device) if placement is None else None
             ranks = None if self._rank is None else [self._rank]
-            if shared is not None and self.ep_group.size() == self.ep_size:
+            if comm is not None and comm.ranks == self.ep_size:
                 ranks = list(range(self.ep_size))
-            if shared is None and ranks is None:
+            if comm is None and ranks is None:
                 if locality:
                     raise c.bad("locality needs to know where the ids come from: give a group of "
                                 "all ranks, or rank=", c.STATE)
                 ranks = [0]
             step = _cuda.Step(self._placement if placement is None else placement, self.solver,
-                              device, comm, group, 0 if shared is None else self.ep_group.rank(),
-                              ranks, self._node, locality, n_sms or 0,
+                              device, comm, 0 if comm is None else comm.rank, ranks, self._node,
+                              locality, n_sms or 0,
                               max(n, self._max_ids, 1 << 16), self.keep_split)
             self._device_steps[key] = step
         return step
 
-    def _device_sharing(self, device: int) -> tuple[_cuda.DeviceComm | None, Any]:
-        """How GPU ids' counts are shared: by a communicator, or by the group; a collective call."""
+    def _device_sharing(self, device: int) -> _cuda.DeviceComm | None:
+        """What shares GPU ids' counts; a collective call."""
         if self._comm is None or self._comm.size() == 1:
-            return None, None
+            return None
         if self._transport == "shm":
             raise c.bad("the transport shm carries counts of CPU ids; for GPU ids give auto, p2p, "
-                        "nccl, hierarchical or torch", c.UNSUPPORTED)
+                        "nccl, hierarchical, nvshmem or torch", c.UNSUPPORTED)
         if self._transport == "torch":
             if isinstance(self.ep_group, Communicator):
                 raise c.bad("the transport torch needs a torch.distributed group, not a "
                             "Communicator", c.UNSUPPORTED)
             _cuda.check_group(self.ep_group)
-            return None, self.ep_group
         if device not in self._device_comms:
             ranks, nodes = self._comm.size(), self._nodes or 1
             each = ranks // nodes if nodes > 1 and ranks % nodes == 0 else 0
             made = _cuda.DeviceComm(self._comm, device, self.n_logical_routed_experts,
-                                    self._transport, each, self._timeout)
+                                    self._transport, each, self._timeout,
+                                    None if isinstance(self.ep_group, Communicator)
+                                    else self.ep_group)
             self._device_comms[device] = made
             if self._comm.rank() == 0:
                 _log.info("lplb: counts of %d ranks' GPUs are shared over %s", ranks,
                           made.transport)
-        return self._device_comms[device], None
+        return self._device_comms[device]
 
     def run(self, idx: Array, avail_counter: Array | None = None, n_sms: int | None = None, *,
             locality: bool | None = None, out: Array | None = None) -> Array:
@@ -587,12 +585,10 @@ class Planner:
         if counts.numel() != self.n_logical_routed_experts:
             raise c.bad(f"workload has {counts.numel()} entries, must have "
                         f"{self.n_logical_routed_experts}")
-        if isinstance(self.ep_group, Communicator):  # by way of the host
-            total = self._comm.gather_counts(counts.cpu().numpy(), self._tag).sum(0)
-            counts = torch.from_numpy(total).to(counts.device)
-        elif self.ep_group is not None and self.ep_group.size() > 1:
-            counts = counts.clone()
-            torch.distributed.all_reduce(counts, group=self.ep_group)
+        step = self._device_step(_arrays.device_index(workload))
+        if step.comm is not None:
+            counts = step.share(counts)
+            self._last = step
         share = self._shares().solve_on_device(counts, avail_counter)
         total = counts.to(torch.float32)
         if self._r2o is not None:
@@ -600,7 +596,7 @@ class Planner:
         return share, total
 
 
-_TRANSPORTS = ("auto", "shm", "torch", "p2p", "nccl", "hierarchical")
+_TRANSPORTS = ("auto", "shm", "torch", "p2p", "nccl", "hierarchical", "nvshmem")
 _SOLVED = tuple(Status(name) for name in ("optimal", "within_tolerance", "feasible",
                                           "not_converged"))
 

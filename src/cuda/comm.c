@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/mem.h"
 #include "cuda/planner.h"
 
@@ -16,8 +15,8 @@ enum { LIST_BYTES = 64, MESSAGE_BYTES = 256, VALUES = 5 };
 _Static_assert(sizeof(lplb__cuda_card) <= 256, "the exchange carries 256 bytes");
 
 const char *lplb_cuda_transport_name(lplb_cuda_transport transport) {
-    static const char *const names[] = {"auto", "p2p", "nccl", "hierarchical"};
-    return (unsigned)transport < 4 ? names[transport] : "unknown";
+    static const char *const names[] = {"auto", "p2p", "nccl", "hierarchical", "nvshmem", "custom"};
+    return (unsigned)transport < 6 ? names[transport] : "unknown";
 }
 
 static lplb_status check_config(const lplb_cuda_comm_config *c) {
@@ -29,8 +28,12 @@ static lplb_status check_config(const lplb_cuda_comm_config *c) {
     if (c->experts < 1 || c->experts > LPLB__CUDA_MAX_EXPERTS)
         return LPLB_FAIL(LPLB_RANGE, "%d experts; from 1 to %d", c->experts,
                          (int)LPLB__CUDA_MAX_EXPERTS);
-    if ((unsigned)c->transport > LPLB_CUDA_TRANSPORT_HIERARCHICAL)
+    if ((unsigned)c->transport > LPLB_CUDA_TRANSPORT_CUSTOM)
         return LPLB_FAIL(LPLB_INVALID, "transport %d is not known", (int)c->transport);
+    bool custom = c->transport == LPLB_CUDA_TRANSPORT_CUSTOM;
+    if (custom != (c->all_gather != NULL) || custom != (c->abort != NULL))
+        return LPLB_FAIL(LPLB_INVALID, "all_gather and abort are for the transport custom, which "
+                                       "needs both");
     if (c->ranks_per_node < 0 || (c->ranks_per_node > 0 && c->ranks % c->ranks_per_node))
         return LPLB_FAIL(LPLB_RANGE, "%d ranks a node do not divide %d ranks", c->ranks_per_node,
                          c->ranks);
@@ -55,22 +58,22 @@ static uint64_t host_number(void) {
     return hash;
 }
 
-/* The caller's exchange, whose own message is out of our reach. */
-static lplb_status meet(const lplb_cuda_comm *comm, const void *send, void *receive, size_t bytes) {
+/* The exchange's own message is out of our reach. */
+lplb_status lplb__cuda_meet(const lplb_cuda_comm *comm, const void *send, void *receive,
+                            size_t bytes) {
     lplb_status status = comm->config.exchange(comm->config.state, send, receive, (int64_t)bytes);
     if (status == LPLB_OK) return LPLB_OK;
     return LPLB_FAIL(status, "the exchange among the ranks' hosts failed: %s",
                      lplb_status_text(status));
 }
 
-/* Every rank's status; the first that failed fails all. A failure of one's own keeps its text. */
-static lplb_status all_agree(const lplb_cuda_comm *comm, lplb_status own, const char *what) {
+lplb_status lplb__cuda_all_agree(const lplb_cuda_comm *comm, lplb_status own, const char *what) {
     lplb_status status = LPLB_OK;
     char message[MESSAGE_BYTES];
     int32_t mine = own, *all, failed = -1;
     snprintf(message, sizeof message, "%s", own == LPLB_OK ? "" : lplb_error_message());
     LPLB_TRY(LPLB_CALLOC(all, comm->config.ranks));
-    LPLB_TRY_GOTO(status, comm->config.exchange(comm->config.state, &mine, all, sizeof mine), done);
+    LPLB_TRY_GOTO(status, lplb__cuda_meet(comm, &mine, all, sizeof mine), done);
     for (int32_t r = comm->config.ranks - 1; r >= 0; r--)
         if (all[r] != LPLB_OK) failed = r;
     if (own != LPLB_OK) status = LPLB_FAIL(own, "%s", message);
@@ -141,47 +144,12 @@ static lplb_status check_p2p(const lplb_cuda_comm *comm, bool across) {
     return LPLB_OK;
 }
 
-/* NCCL among all ranks, or among those of our place on the nodes. */
-static lplb_status join_nccl(lplb_cuda_comm *comm, const lplb__cuda_card *cards, bool across) {
-    int32_t ranks = comm->config.ranks, version = 0;
-    int32_t first = across ? comm->local : 0, stride = across ? comm->node_ranks : 1;
-    int32_t members = across ? comm->nodes : ranks, place = across ? comm->node : comm->config.rank;
-    unsigned char own[LPLB__NCCL_ID_BYTES] = {0}, *ids;
-    lplb_status status = lplb__nccl_load(&version);
-    for (int32_t i = 0; i < members && status == LPLB_OK; i++)
-        for (int32_t j = 0; j < i && status == LPLB_OK; j++) {
-            const lplb__cuda_card *a = &cards[first + i * stride], *b = &cards[first + j * stride];
-            if (a->host == b->host && strcmp(a->bus, b->bus) == 0)
-                status = LPLB_FAIL(LPLB_UNSUPPORTED,
-                                   "ranks %d and %d share the GPU %s, which NCCL does not allow: "
-                                   "use p2p",
-                                   first + j * stride, first + i * stride, a->bus);
-        }
-    if (status == LPLB_OK && comm->config.rank == first) status = lplb__nccl_new_id(own);
-    LPLB_TRY(all_agree(comm, status, "use NCCL"));
-    LPLB_TRY(LPLB_CALLOC(ids, (int64_t)ranks * LPLB__NCCL_ID_BYTES));
-    status = meet(comm, own, ids, sizeof own);
-    if (status == LPLB_OK)
-        status = lplb__nccl_create(ids + (int64_t)first * LPLB__NCCL_ID_BYTES, place, members,
-                                   &comm->nccl);
-    lplb__free(ids);
-    int64_t E = comm->config.experts;
-    if (status == LPLB_OK)
-        status = lplb__cuda_check(
-            cudaMalloc((void **)&comm->own, (size_t)((members + 1) * E) * sizeof(int64_t)),
-            "cudaMalloc");
-    if (status == LPLB_OK) comm->gathered = comm->own + E;
-    LPLB_TRY(all_agree(comm, status, "join NCCL"));
-    if (across) comm->peers.rail = comm->gathered;
-    return LPLB_OK;
-}
-
 static lplb_status join_p2p(lplb_cuda_comm *comm, const lplb__cuda_card *cards, bool across) {
     lplb_status status = check_p2p(comm, across);
     if (status == LPLB_OK && comm->bytes == 0)
         status = LPLB_FAIL(LPLB_UNSUPPORTED, "the memory to share could not be made");
     if (status == LPLB_OK) status = lplb__cuda_peers_open(comm, cards);
-    return all_agree(comm, status, "reach its peers' memory");
+    return lplb__cuda_all_agree(comm, status, "reach its peers' memory");
 }
 
 static lplb_status join(lplb_cuda_comm *comm, const lplb__cuda_card *cards) {
@@ -193,12 +161,14 @@ static lplb_status join(lplb_cuda_comm *comm, const lplb__cuda_card *cards) {
     }
     bool across = asked == LPLB_CUDA_TRANSPORT_HIERARCHICAL;
     comm->transport = asked;
-    if (asked == LPLB_CUDA_TRANSPORT_NCCL) return join_nccl(comm, cards, false);
+    if (asked == LPLB_CUDA_TRANSPORT_NCCL) return lplb__cuda_join_nccl(comm, cards, false);
+    if (asked == LPLB_CUDA_TRANSPORT_NVSHMEM) return lplb__cuda_join_nvshmem(comm);
+    if (asked == LPLB_CUDA_TRANSPORT_CUSTOM) return lplb__cuda_join_custom(comm);
     lplb_status status = join_p2p(comm, cards, across);
-    if (status == LPLB_OK && across) status = join_nccl(comm, cards, true);
+    if (status == LPLB_OK && across) status = lplb__cuda_join_nccl(comm, cards, true);
     if (status != LPLB_UNSUPPORTED || !choose) return status;
     comm->transport = LPLB_CUDA_TRANSPORT_NCCL; /* alike on all ranks: all saw the refusal */
-    return join_nccl(comm, cards, false);
+    return lplb__cuda_join_nccl(comm, cards, false);
 }
 
 /* ---- making ---- */
@@ -215,7 +185,9 @@ static lplb_status write_card(lplb_cuda_comm *comm, lplb__cuda_card *card) {
                               .ranks_per_node = c->ranks_per_node};
     LPLB_CUDA_TRY(cudaDeviceGetPCIBusId(card->bus, sizeof card->bus, c->device));
     LPLB_CUDA_TRY(cudaStreamCreateWithFlags(&comm->stream, cudaStreamNonBlocking));
-    if (c->transport == LPLB_CUDA_TRANSPORT_NCCL) return LPLB_OK;
+    if (c->transport != LPLB_CUDA_TRANSPORT_AUTO && c->transport != LPLB_CUDA_TRANSPORT_P2P &&
+        c->transport != LPLB_CUDA_TRANSPORT_HIERARCHICAL)
+        return LPLB_OK;
     lplb_status status = lplb__cuda_peers_prepare(comm, card);
     if (status == LPLB_OK || c->transport != LPLB_CUDA_TRANSPORT_AUTO) return status;
     comm->bytes = 0; /* memory that cannot be shared: NCCL it is */
@@ -227,7 +199,7 @@ static lplb_status make(lplb_cuda_comm *comm) {
     LPLB_TRY(LPLB_CALLOC(cards, comm->config.ranks));
     lplb_status status = write_card(comm, &own), gathered;
     own.status = status;
-    gathered = meet(comm, &own, cards, sizeof own);
+    gathered = lplb__cuda_meet(comm, &own, cards, sizeof own);
     if (gathered == LPLB_OK) gathered = compare_cards(comm, cards);
     if (status == LPLB_OK) status = gathered;
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK; r++)
@@ -243,9 +215,8 @@ static lplb_status make(lplb_cuda_comm *comm) {
 }
 
 static void release(lplb_cuda_comm *comm) {
-    lplb__nccl_destroy(comm->nccl, comm->dead != LPLB_OK);
+    lplb__cuda_gather_close(comm);
     lplb__cuda_peers_close(comm);
-    cudaFree(comm->own);
     if (comm->stream) cudaStreamDestroy(comm->stream);
     comm->magic = 0;
     lplb__free(comm);
@@ -275,6 +246,8 @@ lplb_status lplb_cuda_comm_create(const lplb_cuda_comm_config *config, lplb_cuda
     comm->config = *config;
     comm->magic = COMM_MAGIC;
     comm->timeout_ns = (uint64_t)(config->timeout_ns ? config->timeout_ns : DEFAULT_TIMEOUT_NS);
+    comm->peers.row_words = LPLB__CUDA_ROW_HEAD + config->experts;
+    comm->peers.ends = 1;
     lplb_status status = enter(comm, &before, &mode);
     if (status != LPLB_OK) {
         lplb__free(comm);
@@ -291,7 +264,7 @@ void lplb_cuda_comm_destroy(lplb_cuda_comm *comm) {
     int before;
     enum cudaStreamCaptureMode mode;
     if (!comm || comm->magic != COMM_MAGIC || enter(comm, &before, &mode) != LPLB_OK) return;
-    if (comm->dead == LPLB_OK) cudaDeviceSynchronize();
+    if (!lplb__cuda_gather_ended(comm)) cudaDeviceSynchronize();
     release(comm);
     leave(before, &mode);
 }
@@ -316,28 +289,11 @@ lplb_status lplb__cuda_comm_fits(const lplb_cuda_comm *comm, int32_t device, int
     return LPLB_OK;
 }
 
-lplb_status lplb__cuda_comm_wait(lplb_cuda_comm *comm, cudaStream_t stream) {
-    if (!comm->nccl)
-        return lplb__cuda_check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    int64_t begin = lplb__now_ns();
-    while (cudaStreamQuery(stream) == cudaErrorNotReady) {
-        if ((uint64_t)(lplb__now_ns() - begin) < comm->timeout_ns) continue;
-        lplb__nccl_destroy(comm->nccl, true);
-        comm->nccl = NULL;
-        comm->dead = LPLB_TIMEOUT;
-        return LPLB_FAIL(LPLB_TIMEOUT,
-                         "NCCL's all-gather of the counts did not end within %.1f s: a rank is "
-                         "gone or late; make the communicator again on all ranks",
-                         (double)comm->timeout_ns * 1e-9);
-    }
-    return lplb__cuda_check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-}
-
 lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm) {
     int before;
     enum cudaStreamCaptureMode mode;
     uint64_t ended = 0;
-    if (comm->dead != LPLB_OK || !comm->peers.words) return comm->dead;
+    if (lplb__cuda_gather_ended(comm)) return LPLB_TIMEOUT;
     LPLB_TRY(enter(comm, &before, &mode));
     cudaError_t error = cudaMemcpyAsync(&ended, comm->peers.turns + 1, sizeof ended,
                                         cudaMemcpyDeviceToHost, comm->stream);
@@ -353,7 +309,7 @@ lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *
     int32_t own, *all;
     LPLB_TRY(lplb__cuda_planner_tag(planner, &own));
     LPLB_TRY(LPLB_CALLOC(all, comm->config.ranks));
-    lplb_status status = meet(comm, &own, all, sizeof own);
+    lplb_status status = lplb__cuda_meet(comm, &own, all, sizeof own);
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK && used + 16 < sizeof list; r++)
         if (all[r] != all[0])
             used += (size_t)snprintf(list + used, sizeof list - used, used ? ", %d" : "%d", r);

@@ -96,6 +96,7 @@ static lplb_status launch_kernel(const lplb_cuda_planner *p, const lplb__cuda_st
     step.shared = p->ipm.shared;
     step.clusters = 1;
     step.sources = from->source_counts == p->ipm.counts ? 1 : p->sources;
+    step.source = -1; /* rows of others and of our own are all read from where they are */
     cudaLaunchConfig_t launch = {.gridDim = {1, 1, 1},
                                  .blockDim = {LPLB__CUDA_IPM_THREADS, 1, 1},
                                  .dynamicSmemBytes = p->ipm.shared_bytes,
@@ -108,7 +109,8 @@ static lplb_status launch_kernel(const lplb_cuda_planner *p, const lplb__cuda_st
 lplb_status lplb__cuda_ipm_launch(const lplb_cuda_planner *p, const lplb__cuda_step *from,
                                   cudaStream_t stream) {
     lplb__cuda_step plan = *from;
-    if (!plan.source_counts) {
+    if (from->stages & LPLB__CUDA_STAGE_MAP) plan.peers.ends = 0;
+    if (!plan.source_counts && !plan.peers.words) {
         lplb__cuda_step count = *from;
         count.stages = LPLB__CUDA_STAGE_COUNT;
         count.counts = p->ipm.counts;
@@ -122,5 +124,7 @@ lplb_status lplb__cuda_ipm_launch(const lplb_cuda_planner *p, const lplb__cuda_s
     map.stages = LPLB__CUDA_STAGE_COUNT | LPLB__CUDA_STAGE_MAP;
     map.split_in = plan.split;
     map.counts = NULL;
+    map.gathered = NULL;
+    map.peers.ends = 1;
     return lplb__cuda_launch(p, &map, stream);
 }

@@ -1,6 +1,13 @@
 /* Steps: from the caller's structs to launches. */
 #include "cuda/planner.h"
 
+enum {
+    COUNT = LPLB__CUDA_STAGE_COUNT,
+    SOLVE = LPLB__CUDA_STAGE_SOLVE,
+    MAP = LPLB__CUDA_STAGE_MAP,
+    SHARES = LPLB__CUDA_STAGE_SHARES
+};
+
 /* ---- arguments ---- */
 
 static lplb_status check_ids(const lplb_cuda_planner *p, const lplb_cuda_ids *ids, bool maps) {
@@ -48,6 +55,8 @@ static void put_ids(lplb__cuda_step *step, const lplb_cuda_ids *ids) {
 
 static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem) {
     step->source_counts = problem->source_counts;
+    step->own_counts = problem->own_counts;
+    step->gathered = problem->gathered;
     step->fixed = problem->fixed;
     step->counts = problem->counts;
     step->split = problem->split;
@@ -62,7 +71,7 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
 
 lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
                               cudaStream_t stream) {
-    bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
+    bool counts = step->stages & COUNT;
     int32_t n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
         lplb__cuda_choose_shape(&p->room, n, p->threads / 32 - step->solver_warps);
@@ -97,61 +106,62 @@ lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
 
 /* In one launch, or by the interior-point method in several. */
 static lplb_status launch(const lplb_cuda_planner *p, lplb__cuda_step *step, cudaStream_t stream) {
-    bool several = step->solver == LPLB_SOLVER_IPM && (step->stages & LPLB__CUDA_STAGE_SOLVE);
+    bool several = step->solver == LPLB_SOLVER_IPM && (step->stages & SOLVE);
     return several ? lplb__cuda_ipm_launch(p, step, stream) : lplb__cuda_launch(p, step, stream);
 }
 
 /* The counts of a step that the ranks of a communicator share. */
 static lplb_status check_shared(const lplb_cuda_planner *p, const lplb__cuda_step *step) {
-    const lplb_cuda_comm *comm = p->comm;
     if (step->source_counts)
         return LPLB_FAIL(LPLB_INVALID, "source_counts and a communicator: the planner shares "
                                        "counts itself");
-    if (!(step->stages & LPLB__CUDA_STAGE_MAP))
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "with a communicator, lplb_cuda_start takes "
-                                           "source_counts that were gathered, not ids");
-    if (step->source != comm->config.rank)
+    if (step->source != p->comm->config.rank)
         return LPLB_FAIL(LPLB_INVALID, "source %d, but this is rank %d of the communicator",
-                         step->source, comm->config.rank);
-    if (comm->dead != LPLB_OK)
-        return LPLB_FAIL(LPLB_REMOTE,
-                         "the communicator is dead since a rank was gone or late: make it again on "
-                         "all ranks");
+                         step->source, p->comm->config.rank);
     return LPLB_OK;
 }
 
-/* With NCCL the counts travel between two launches; between peers, inside one. */
+/* Our row, brought to all. Once that was given up, the step finds that nothing has come. */
+static lplb_status bring_row(const lplb_cuda_planner *p, const lplb__cuda_step *step,
+                             cudaStream_t stream) {
+    if (lplb__cuda_gather_ended(p->comm)) return LPLB_OK;
+    lplb__cuda_step count = p->step;
+    count.stages = COUNT;
+    count.ids = step->ids;
+    count.ids_bytes = step->ids_bytes;
+    count.n = step->n;
+    count.n_device = step->n_device;
+    count.topk = step->topk;
+    count.source = step->source;
+    count.own_counts = step->own_counts;
+    lplb__cuda_row_of(p->comm, &count.peers);
+    LPLB_TRY(lplb__cuda_launch(p, &count, stream));
+    return lplb__cuda_gather(p->comm, stream);
+}
+
+/* Between peers the counts travel inside the launch; else between two. */
 static lplb_status launch_shared(const lplb_cuda_planner *p, lplb__cuda_step *step,
                                  cudaStream_t stream) {
-    const lplb_cuda_comm *comm = p->comm;
-    if (comm->nccl) {
-        lplb__cuda_step count = p->step;
-        count.stages = LPLB__CUDA_STAGE_COUNT;
-        count.ids = step->ids;
-        count.ids_bytes = step->ids_bytes;
-        count.n = step->n;
-        count.n_device = step->n_device;
-        count.topk = step->topk;
-        count.source = step->source;
-        count.counts = comm->own;
-        LPLB_TRY(launch(p, &count, stream));
-        LPLB_TRY(
-            lplb__nccl_all_gather(comm->nccl, comm->own, comm->gathered, step->experts, stream));
-    }
-    if (comm->transport == LPLB_CUDA_TRANSPORT_NCCL) step->source_counts = comm->gathered;
-    else step->peers = comm->peers;
+    if (p->comm->row) LPLB_TRY(bring_row(p, step, stream));
+    step->peers = p->comm->peers;
     return launch(p, step, stream);
 }
 
 /* Checks everything, so that nothing is launched in part. ids or problem may be NULL. */
 static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
                            const lplb_cuda_ids *ids, const lplb_cuda_problem *problem) {
-    bool counts = step->stages & LPLB__CUDA_STAGE_COUNT;
-    bool plans = step->stages & LPLB__CUDA_STAGE_SOLVE;
-    if (ids) LPLB_TRY(check_ids(p, ids, step->stages & LPLB__CUDA_STAGE_MAP));
+    bool counts = step->stages & COUNT;
+    bool plans = step->stages & SOLVE;
+    if (problem && problem->own_counts && ids)
+        return LPLB_FAIL(LPLB_INVALID, "own_counts and ids: give one of them");
+    if (problem && !p->comm && (problem->own_counts || problem->gathered))
+        return LPLB_FAIL(LPLB_INVALID, "own_counts and gathered are for planners with a "
+                                       "communicator");
+    if (ids) LPLB_TRY(check_ids(p, ids, step->stages & MAP));
     if (problem) LPLB_TRY(check_problem(problem));
     if (ids) put_ids(step, ids);
     if (problem) put_problem(step, problem);
+    if (step->own_counts) step->source = p->comm->config.rank;
     if (plans && !counts && !step->source_counts)
         return LPLB_FAIL(LPLB_INVALID, "source_counts is NULL: without ids there is nothing to "
                                        "plan for");
@@ -162,6 +172,12 @@ static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
                          "source_counts",
                          p->sources);
     return LPLB_OK;
+}
+
+static lplb_status launch_step(const lplb_cuda_planner *p, lplb__cuda_step *step,
+                               cudaStream_t stream) {
+    bool shared = p->comm && (step->stages & SOLVE) && (step->stages & COUNT);
+    return shared ? launch_shared(p, step, stream) : launch(p, step, stream);
 }
 
 /* One step; share and split: to map by without planning. */
@@ -175,19 +191,10 @@ static lplb_status run_stages(lplb_cuda_planner *planner, int32_t stages, const 
     step.split_in = split;
     step.share_in = share;
     lplb_status status = prepare(planner, &step, ids, problem);
-    bool shared = planner->comm && (stages & LPLB__CUDA_STAGE_SOLVE) && ids;
-    if (status == LPLB_OK)
-        status = shared ? launch_shared(planner, &step, stream) : launch(planner, &step, stream);
+    if (status == LPLB_OK) status = launch_step(planner, &step, stream);
     lplb__cuda_leave(&scope);
     return status;
 }
-
-enum {
-    COUNT = LPLB__CUDA_STAGE_COUNT,
-    SOLVE = LPLB__CUDA_STAGE_SOLVE,
-    MAP = LPLB__CUDA_STAGE_MAP,
-    SHARES = LPLB__CUDA_STAGE_SHARES
-};
 
 lplb_status lplb_cuda_run(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
                           const lplb_cuda_problem *problem, lplb_cuda_stream stream) {
@@ -205,7 +212,8 @@ lplb_status lplb_cuda_count(lplb_cuda_planner *planner, const lplb_cuda_ids *ids
 lplb_status lplb_cuda_solve(lplb_cuda_planner *planner, const lplb_cuda_problem *problem,
                             lplb_cuda_stream stream) {
     if (!problem) return LPLB_FAIL(LPLB_INVALID, "problem is NULL");
-    return run_stages(planner, SOLVE, NULL, problem, NULL, NULL, stream);
+    return run_stages(planner, SOLVE | (problem->own_counts ? COUNT : 0), NULL, problem, NULL, NULL,
+                      stream);
 }
 
 lplb_status lplb_cuda_map(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
@@ -230,11 +238,11 @@ static lplb_status start(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
     if (p->started)
         return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
     lplb__cuda_step step = p->step;
-    step.stages = SOLVE | (ids ? COUNT : 0);
+    step.stages = SOLVE | (ids || problem->own_counts ? COUNT : 0);
     LPLB_TRY(prepare(p, &step, ids, problem));
     LPLB_CUDA_TRY(cudaEventRecord(p->begun, stream));
     LPLB_CUDA_TRY(cudaStreamWaitEvent(side, p->begun, 0));
-    lplb_status status = launch(p, &step, side);
+    lplb_status status = launch_step(p, &step, side);
     LPLB_CUDA_TRY(cudaEventRecord(p->planned, side));
     if (status == LPLB_OK) p->started = true;
     else cudaStreamWaitEvent(stream, p->planned, 0); /* a capture must come together again */

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/mem.h"
 #include "cuda/comm.h"
 #include "cuda/planner.h"
 
@@ -25,10 +24,6 @@ typedef struct nccl_functions {
     int (*CommAbort)(nccl_comm *comm);
     const char *(*GetErrorString)(int result);
 } nccl_functions;
-
-struct lplb__nccl {
-    nccl_comm *comm;
-};
 
 /* Never unloaded: the framework that brought it may go on using it. */
 static nccl_functions nccl;
@@ -75,28 +70,21 @@ lplb_status lplb__nccl_new_id(unsigned char *id) {
     return LPLB_OK;
 }
 
-lplb_status lplb__nccl_create(const unsigned char *id, int32_t rank, int32_t ranks,
-                              lplb__nccl **out) {
-    nccl_id shared;
-    lplb__nccl *made;
-    memcpy(shared.bytes, id, sizeof shared.bytes);
-    LPLB_TRY(LPLB_CALLOC(made, 1));
-    lplb_status status =
-        check(nccl.CommInitRank(&made->comm, ranks, shared, rank), "ncclCommInitRank");
-    if (status == LPLB_OK) *out = made;
-    else lplb__free(made);
-    return status;
-}
-
-lplb_status lplb__nccl_all_gather(lplb__nccl *comm, const int64_t *send, int64_t *receive,
-                                  int64_t count, cudaStream_t stream) {
-    return check(nccl.AllGather(send, receive, (size_t)count, NCCL_INT64, comm->comm, stream),
+/* ncclInt64: 8 bytes are all that matters. */
+static lplb_status all_gather(void *state, const void *send, void *receive, int64_t bytes,
+                              lplb_cuda_stream stream) {
+    return check(nccl.AllGather(send, receive, (size_t)bytes / 8, NCCL_INT64, state, stream),
                  "ncclAllGather");
 }
+static void abort_comm(void *state) { nccl.CommAbort(state); }
+static void destroy_comm(void *state) { nccl.CommDestroy(state); }
 
-void lplb__nccl_destroy(lplb__nccl *comm, bool abort) {
-    if (!comm) return;
-    if (abort) nccl.CommAbort(comm->comm);
-    else nccl.CommDestroy(comm->comm);
-    lplb__free(comm);
+lplb_status lplb__nccl_create(const unsigned char *id, int32_t rank, int32_t ranks,
+                              lplb__cuda_gatherer *out) {
+    nccl_id shared;
+    nccl_comm *comm;
+    memcpy(shared.bytes, id, sizeof shared.bytes);
+    LPLB_TRY(check(nccl.CommInitRank(&comm, ranks, shared, rank), "ncclCommInitRank"));
+    *out = (lplb__cuda_gatherer){all_gather, abort_comm, destroy_comm, comm};
+    return LPLB_OK;
 }

@@ -10,20 +10,29 @@
 static const int64_t PIECE_BYTES = 2 << 20;
 enum { TURNS_BYTES = 256 };
 
+int64_t lplb__cuda_peers_bytes(const lplb_cuda_comm *comm) {
+    int64_t words = 2 * (int64_t)comm->peers.row_words * comm->config.ranks + LPLB__CUDA_MAX_PEERS;
+    return TURNS_BYTES + words * (int64_t)sizeof(uint64_t);
+}
+
+uint64_t *lplb__cuda_peers_words(void *memory) {
+    return (uint64_t *)((unsigned char *)memory + TURNS_BYTES);
+}
+
+void lplb__cuda_peers_place(lplb_cuda_comm *comm, void *memory) {
+    comm->peers.turns = memory;
+    comm->peers.words = lplb__cuda_peers_words(memory);
+    comm->peers.turn_words = (int64_t)comm->config.ranks * comm->peers.row_words;
+}
+
 lplb_status lplb__cuda_peers_prepare(lplb_cuda_comm *comm, lplb__cuda_card *card) {
-    const lplb_cuda_comm_config *c = &comm->config;
-    int64_t row = LPLB__CUDA_ROW_HEAD + (int64_t)c->experts;
-    int64_t words = 2 * row * c->ranks + LPLB__CUDA_MAX_PEERS;
-    comm->bytes = (TURNS_BYTES + words * (int64_t)sizeof(uint64_t) + PIECE_BYTES - 1) /
-                  PIECE_BYTES * PIECE_BYTES;
+    comm->bytes = (lplb__cuda_peers_bytes(comm) + PIECE_BYTES - 1) / PIECE_BYTES * PIECE_BYTES;
     LPLB_CUDA_TRY(cudaMalloc((void **)&comm->memory, (size_t)comm->bytes));
     LPLB_CUDA_TRY(cudaMemsetAsync(comm->memory, 0, (size_t)comm->bytes, comm->stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(comm->stream));
     LPLB_CUDA_TRY(cudaIpcGetMemHandle(&card->handle, comm->memory));
     card->memory = comm->memory;
-    comm->peers.turns = (uint64_t *)comm->memory;
-    comm->peers.words = (uint64_t *)(comm->memory + TURNS_BYTES);
-    comm->peers.row_words = (int32_t)row;
+    lplb__cuda_peers_place(comm, comm->memory);
     return LPLB_OK;
 }
 
@@ -59,7 +68,7 @@ static lplb_status open_peer(lplb_cuda_comm *comm, const lplb__cuda_card *card, 
         }
         comm->opened[p] = true;
     }
-    comm->peers.target[p] = (uint64_t *)((unsigned char *)memory + TURNS_BYTES);
+    comm->peers.target[p] = lplb__cuda_peers_words(memory);
     return LPLB_OK;
 }
 
@@ -80,12 +89,12 @@ lplb_status lplb__cuda_peers_open(lplb_cuda_comm *comm, const lplb__cuda_card *c
 static void tell_that_we_leave(const lplb_cuda_comm *comm) {
     const uint64_t one = 1;
     uint64_t stopped[LPLB__CUDA_MAX_PEERS];
-    int64_t at = (int64_t)2 * comm->config.ranks * comm->peers.row_words;
+    int64_t at = 2 * comm->peers.turn_words;
     if (cudaMemcpyAsync(stopped, comm->peers.words + at, sizeof stopped, cudaMemcpyDeviceToHost,
                         comm->stream) != cudaSuccess ||
         cudaStreamSynchronize(comm->stream) != cudaSuccess)
         return;
-    for (int32_t p = 0; p < comm->node_ranks; p++)
+    for (int32_t p = 0; p < comm->peers.ranks; p++)
         if (comm->peers.target[p] && p != comm->local && !stopped[p])
             cudaMemcpyAsync(comm->peers.target[p] + at + comm->local, &one, sizeof one,
                             cudaMemcpyHostToDevice, comm->stream);
@@ -93,10 +102,13 @@ static void tell_that_we_leave(const lplb_cuda_comm *comm) {
 }
 
 void lplb__cuda_peers_close(lplb_cuda_comm *comm) {
-    if (comm->peers.words) tell_that_we_leave(comm);
+    if (comm->peers.ranks > 0) tell_that_we_leave(comm);
     for (int32_t p = 0; p < LPLB__CUDA_MAX_PEERS; p++)
         if (comm->opened[p])
             cudaIpcCloseMemHandle((unsigned char *)comm->peers.target[p] - TURNS_BYTES);
     cudaFree(comm->memory);
+    comm->memory = NULL;
+    memset(comm->opened, 0, sizeof comm->opened);
+    comm->peers = (lplb__cuda_peers){.row_words = comm->peers.row_words, .ends = 1};
     cudaGetLastError();
 }

@@ -18,15 +18,50 @@ DEVICE uint64_t next_turn(const step &a) {
     return ended ? 0 : done + 1;
 }
 
+/* Whether somebody else brings the rows (gather.c): before the launch, or soon after. */
+DEVICE bool is_gathered(const step &a) { return a.peers.ranks == 0; }
+
 DEVICE int64_t words_of_turn(const step &a, uint64_t turn) {
-    return (int64_t)(turn & 1) * a.sources * a.peers.row_words;
+    return (int64_t)(turn & 1) * a.peers.turn_words;
 }
 DEVICE int64_t stopped_words(const step &a) {
-    return (int64_t)2 * a.sources * a.peers.row_words;
+    return 2 * a.peers.turn_words;
 }
 
 DEVICE uint64_t peer_word(uint64_t turn, uint32_t value) {
     return (uint64_t)(uint32_t)turn << 32 | value;
+}
+
+DEVICE uint64_t tag_word(const step &a, uint64_t turn) {
+    return peer_word(turn, (uint32_t)header_of(a)->tag);
+}
+/* The row that the rank of our place on another node counted in this turn; if it did not, the words
+ * say so to whoever gets them. */
+DEVICE const uint64_t *rail_of(const step &a, int32_t node) {
+    return a.peers.rail + (int64_t)node * a.peers.row_words;
+}
+
+/* For the watch: a row is on its way, or was used. Rows are also brought after sharing has ended,
+ * and somebody may be missed then too. */
+DEVICE void beat_begin(const step &a, uint64_t turn) {
+    if (a.peers.beat)
+        store_peer_word(&a.peers.beat[0], turn ? turn : load_peer_word(&a.peers.beat[0]) + 1);
+}
+DEVICE void beat_end(const step &a, uint64_t turn) {
+    if (a.peers.beat)
+        store_peer_word(&a.peers.beat[1], turn ? turn : load_peer_word(&a.peers.beat[0]));
+}
+
+/* By the first block of a launch that only counts. */
+DEVICE void write_row(const step &a) {
+    uint64_t turn = state_of(a)->turn, *row = a.peers.row + words_of_turn(a, turn);
+    if (thread_index() == 0) beat_begin(a, turn);
+    if (turn == 0) return;
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+        row[LPLB__CUDA_ROW_HEAD + e] =
+            peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
+    if (thread_index() == 0) row[0] = tag_word(a, turn);
 }
 
 /* To all ranks of the node: our part of the experts of every row that is ours to bring. The blocks
@@ -36,7 +71,7 @@ DEVICE void push_counts(const step &a) {
     uint64_t turn = state_of(a)->turn;
     int32_t E = a.experts, blocks = cluster_blocks(), part = (E + blocks - 1) / blocks;
     int32_t begin = part * block_index(), end = smaller(begin + part, E);
-    if (block_index() >= blocks || turn == 0) return;
+    if (block_index() >= blocks || turn == 0 || is_gathered(a)) return;
     ROLLED
     for (int32_t n = 0; n < a.peers.nodes; n++) {
         int32_t source = n * a.peers.ranks + a.peers.local;
@@ -45,16 +80,15 @@ DEVICE void push_counts(const step &a) {
         if (first < begin) first += block_threads();
         ROLLED
         for (int32_t e = first; e < end; e += block_threads()) {
-            uint32_t count = (uint32_t)shared_array(a, mine, int32_t)[e];
-            if (n != a.peers.node) count = (uint32_t)a.peers.rail[(int64_t)n * E + e];
+            uint64_t word = peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
+            if (n != a.peers.node) word = rail_of(a, n)[LPLB__CUDA_ROW_HEAD + e];
             ROLLED
             for (int32_t p = 0; p < a.peers.ranks; p++)
-                store_peer_word(a.peers.target[p] + row + LPLB__CUDA_ROW_HEAD + e,
-                                peer_word(turn, count));
+                store_peer_word(a.peers.target[p] + row + LPLB__CUDA_ROW_HEAD + e, word);
         }
         if (block_index() == 0 && thread_index() < a.peers.ranks)
             store_peer_word(a.peers.target[thread_index()] + row,
-                            peer_word(turn, (uint32_t)header_of(a)->tag));
+                            n != a.peers.node ? rail_of(a, n)[0] : tag_word(a, turn));
     }
 }
 
@@ -81,7 +115,9 @@ DEVICE_CALL bool look_again(const step &a, int32_t source, patience *p) {
     spin_pause();
     if (!p->over && ++p->looks % LOOKS) return true;
     if (p->since == 0) p->since = clock_ns();
-    uint64_t gone = load_peer_word(a.peers.words + stopped_words(a) + source % a.peers.ranks);
+    uint64_t gone = 0;
+    if (!is_gathered(a))
+        gone = load_peer_word(a.peers.words + stopped_words(a) + source % a.peers.ranks);
     bool late = clock_ns() - p->since > a.peers.timeout_ns;
     if (!gone && !late) return true;
     if (!p->over) return p->over = true;
@@ -170,7 +206,9 @@ DEVICE_CALL bool take_peers(const step &a) {
 /* By the first block, once no block can still ask for the number of this step. */
 DEVICE void end_turn(const step &a) {
     uint64_t turn = state_of(a)->turn;
-    if (turn && thread_index() == 0) store_word(&a.peers.turns[0], turn);
+    if (!a.peers.ends || thread_index() != 0) return;
+    if (turn) store_word(&a.peers.turns[0], turn);
+    beat_end(a, turn);
 }
 
 #endif

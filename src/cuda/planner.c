@@ -57,10 +57,13 @@ static lplb_status check_config(const lplb_cuda_config *c) {
         c->solver != LPLB_SOLVER_IPM)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "the GPU plans with exact, ipm or even, not with %s",
                          lplb_solver_name(c->solver));
-    if (c->solver == LPLB_SOLVER_IPM && c->comm &&
-        lplb_cuda_comm_transport(c->comm) != LPLB_CUDA_TRANSPORT_NCCL)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "with ipm, counts are shared through NCCL: make the "
-                                           "communicator with that transport");
+    if (c->comm)
+        LPLB_TRY(lplb__cuda_comm_fits(c->comm, c->device, c->sources, c->placement->experts));
+    if (c->solver == LPLB_SOLVER_IPM && c->comm && c->comm->peers.ranks > 0)
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "ipm takes several launches, but %s shares counts inside one: make the "
+                         "communicator with the transport nccl",
+                         lplb_cuda_transport_name(lplb_cuda_comm_transport(c->comm)));
     if (c->tolerance != 0 && !(c->tolerance >= 1 && c->tolerance <= 1e4))
         return LPLB_FAIL(LPLB_RANGE, "tolerance %g; 0 for none, or from 1 to 10000", c->tolerance);
     if (!(c->reuse >= 0 && c->reuse <= 2))
@@ -69,8 +72,6 @@ static lplb_status check_config(const lplb_cuda_config *c) {
     if (c->max_ids < 0 || c->max_ids > MOST_IDS)
         return LPLB_FAIL(LPLB_RANGE, "max_ids %lld is outside [0, %d]", (long long)c->max_ids,
                          MOST_IDS);
-    if (c->comm)
-        LPLB_TRY(lplb__cuda_comm_fits(c->comm, c->device, c->sources, c->placement->experts));
     if (c->n_sms < 0) return LPLB_FAIL(LPLB_RANGE, "n_sms %d; 0 for all, or more", c->n_sms);
     return LPLB_OK;
 }
@@ -353,7 +354,6 @@ const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planne
 
 static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_cuda_report *out) {
     LPLB_TRY(lplb__cuda_not_captured(stream, "reading the report"));
-    if (p->comm) LPLB_TRY(lplb__cuda_comm_wait(p->comm, stream));
     LPLB_CUDA_TRY(
         cudaMemcpyAsync(out, &p->step.memory->report, sizeof *out, cudaMemcpyDeviceToHost, stream));
     LPLB_CUDA_TRY(cudaStreamSynchronize(stream));

@@ -117,4 +117,15 @@ DEVICE void share_counts(const step &a, uint32_t epoch) {
     clear_shared(a.shared.seen, 2 * part * (int32_t)sizeof(uint32_t));
 }
 
+/* Counts that were given in place of ids; thread t those of experts t, t + threads, ... */
+DEVICE void take_own_counts(const step &a) {
+    int32_t *mine = shared_array(a, mine, int32_t);
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        int64_t count = a.own_counts[e];
+        if (count < 0 || count > INT32_MAX) report_error(a, LPLB_RANGE, e);
+        mine[e] = (int32_t)larger((int64_t)0, smaller(count, (int64_t)INT32_MAX));
+    }
+}
+
 #endif

@@ -139,9 +139,24 @@ DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
             expert[host[h].expert].hosts == 1 ? tokens[host[h].expert] : host_tokens(a, state, h);
 }
 
+/* What the sources shared; nothing of the others if they did not. */
+DEVICE void write_gathered(const step &a, int32_t from, int32_t threads) {
+    bool failed = state_of(a)->failed;
+    ROLLED
+    for (int32_t s = 0; s < a.sources; s++) {
+        ROLLED
+        for (int32_t e = from; e < a.experts; e += threads) {
+            int64_t tokens = shared_array(a, mine, int32_t)[e];
+            if (s != a.source) tokens = failed ? 0 : tokens_of_source(a, s, e);
+            a.gathered[(int64_t)s * a.experts + e] = tokens;
+        }
+    }
+}
+
 /* By threads from.. in steps of `threads`. */
 DEVICE void write_results(const step &a, int32_t from, int32_t threads) {
     const block_state *state = state_of(a);
+    if (a.gathered) write_gathered(a, from, threads);
     const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
     const int64_t *tokens = shared_array(a, tokens, int64_t);
@@ -188,7 +203,7 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     cluster_arrive_relaxed();
     id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
-    uint64_t turn = range.warp < 0 && shares_with_peers(a) ? next_turn(a) : 0; /* sent for early */
+    uint64_t turn = range.warp < 0 && a.peers.turns ? next_turn(a) : 0; /* sent for early */
     if (range.warp < 0) begin_plan(a, turn);
     else begin_ids(a, range, raw);
     bool counts = a.stages & LPLB__CUDA_STAGE_COUNT;
@@ -200,6 +215,7 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
         block_barrier();
         stamp(a, 2);
         share_counts(a, epoch);
+        if (a.own_counts) take_own_counts(a);
         if (shares_with_peers(a)) push_counts(a);
     } else {
         cluster_wait();
@@ -219,6 +235,8 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
         int32_t writers = maps ? block_threads() - range.threads : block_threads();
         if (first && thread_index() < writers) write_results(a, thread_index(), writers);
         if (first && warp_index() == 0 && (a.stages & LPLB__CUDA_STAGE_SOLVE)) write_report(a);
+    } else if (first && a.peers.row) {
+        write_row(a);
     } else if (first && a.counts) {
         write_counts(a);
     }
@@ -236,13 +254,14 @@ DEVICE void begin_ipm(const step &a) {
     clear_shared(a.ipm.result, sizeof(ipm_total));
     send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16,
                thread_index(), block_threads());
-    gather_sources(a, thread_index(), block_threads());
+    if (a.source_counts) gather_sources(a, thread_index(), block_threads());
     await_quads();
     warp_barrier(); /* the state was cleared by the first warp */
     if (thread_index() != 0) return;
     block_state *state = state_of(a);
     state->narrow = 1;
     state->bound_denominator = 1;
+    if (a.peers.turns) state->turn = next_turn(a);
     if (a.reuse) state->cached = a.memory->cached;
     if (a.reuse) state->current = a.memory->current;
 }
@@ -256,7 +275,7 @@ KERNEL void LPLB__CUDA_IPM_BOUNDS lplb__cuda_ipm_kernel(const LPLB__CUDA_CONSTAN
     write_results(a, thread_index(), block_threads());
     if (warp_index() == 0) write_report(a);
     if (thread_index() == 0) report_ipm(a);
-    if (!a.reuse) return;
+    if (!a.reuse && !shares_with_peers(a)) return;
     block_barrier();
     advance_memory(a, 0);
 }

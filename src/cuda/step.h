@@ -88,13 +88,18 @@ enum { LPLB__CUDA_MAX_PEERS = 72 };
 enum { LPLB__CUDA_ROW_HEAD = 1 };
 
 typedef struct lplb__cuda_peers {
-    uint64_t *turns;     /* steps shared so far; then the error that ended it, 0 = none */
-    uint64_t *words;     /* ours; NULL: the step does not share */
-    const int64_t *rail; /* [nodes][E] counts of the ranks that have our place on their nodes, or
-                            NULL = one node */
+    uint64_t *turns;      /* steps shared so far; then the error that ended it, 0 = none */
+    uint64_t *words;      /* ours; NULL: the step does not share */
+    const uint64_t *rail; /* [nodes][row_words] rows of the ranks that have our place on their
+                             nodes, or NULL = one node */
+    uint64_t *row;        /* a launch that only counts: where our row goes, to be brought to all */
+    uint64_t *beat;       /* host memory, for the watch (watch.h), or NULL */
+    int64_t turn_words;   /* from the rows of one turn to those of the next */
     int32_t row_words;
+    int32_t ends;         /* nonzero: the last launch of the turn */
     int32_t nodes, node;  /* ranks are numbered node by node */
-    int32_t ranks, local; /* of the node, and our number on it */
+    int32_t ranks, local; /* of the node, and our number on it; ranks 0: somebody else brings the
+                             rows (gather.c) */
     uint64_t timeout_ns;
     uint64_t *target[LPLB__CUDA_MAX_PEERS]; /* the words of the node's ranks, ours included */
 } lplb__cuda_peers;
@@ -127,10 +132,12 @@ typedef struct lplb__cuda_step {
     const int64_t *n_device; /* tokens of topk ids, or NULL */
     int32_t topk;
     const int64_t *source_counts;    /* [S][E]; NULL: this source's own counts are all there is */
+    const int64_t *own_counts;       /* [E] in place of ids, or NULL */
     const int64_t *fixed;            /* [G] or NULL */
     const int64_t *split_in;         /* [hosts] to map without solving */
     const float *share_in;           /* [hosts] */
     int64_t *counts, *split, *loads; /* outputs or NULL */
+    int64_t *gathered;               /* [S][E], what peers shared */
     float *share;
     void *counter;                      /* or NULL */
     int32_t counter_bytes, counter_add; /* 4 or 8 */

@@ -13,14 +13,15 @@ typedef struct unique_id {
 } unique_id;
 
 typedef struct group {
-    pthread_barrier_t barrier;
-    int made, ranks;
+    pthread_cond_t arrival;
+    int made, ranks, arrived;
+    unsigned turns;
     const void *send[MOST_RANKS];
 } group;
 
 typedef struct communicator {
     group *all;
-    int rank;
+    int rank, aborted;
 } communicator;
 
 static group groups[MOST_GROUPS];
@@ -50,31 +51,47 @@ int ncclGetUniqueId(unique_id *id) {
     return 0;
 }
 
+/* Waits for all ranks, under the lock; 0 if this rank was aborted meanwhile. */
+static int meet(communicator *comm) {
+    group *g = comm->all;
+    unsigned turn = g->turns;
+    if (++g->arrived == g->ranks) {
+        g->arrived = 0;
+        g->turns++;
+        pthread_cond_broadcast(&g->arrival);
+    }
+    while (g->turns == turn && !comm->aborted) pthread_cond_wait(&g->arrival, &lock);
+    return g->turns != turn;
+}
+
 int ncclCommInitRank(communicator **out, int ranks, unique_id id, int rank) {
     int number;
     memcpy(&number, id.bytes, sizeof number);
     group *g = &groups[number];
     pthread_mutex_lock(&lock);
-    if (!g->made) pthread_barrier_init(&g->barrier, NULL, (unsigned)ranks);
+    if (!g->made) pthread_cond_init(&g->arrival, NULL);
     g->made = 1;
     g->ranks = ranks;
-    pthread_mutex_unlock(&lock);
     *out = calloc(1, sizeof **out);
-    **out = (communicator){g, rank};
-    pthread_barrier_wait(&g->barrier);
+    **out = (communicator){g, rank, 0};
+    meet(*out);
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
-/* type: int64 only */
+/* type: int64 only. What an aborted one should have received is left as it was. */
 int ncclAllGather(const void *send, void *receive, size_t count, int type, communicator *comm,
                   void *stream) {
     (void)stream;
     if (type != 4) return 4;
+    pthread_mutex_lock(&lock);
     comm->all->send[comm->rank] = send;
-    pthread_barrier_wait(&comm->all->barrier);
-    for (int r = 0; r < comm->all->ranks; r++)
-        memcpy((char *)receive + (size_t)r * count * 8, comm->all->send[r], count * 8);
-    pthread_barrier_wait(&comm->all->barrier);
+    if (meet(comm)) {
+        for (int r = 0; r < comm->all->ranks; r++)
+            memcpy((char *)receive + (size_t)r * count * 8, comm->all->send[r], count * 8);
+        meet(comm);
+    }
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
@@ -82,5 +99,12 @@ int ncclCommDestroy(communicator *comm) {
     free(comm);
     return 0;
 }
-int ncclCommAbort(communicator *comm) { return ncclCommDestroy(comm); }
+/* The communicator stays: the gathering that is ended still looks at it. */
+int ncclCommAbort(communicator *comm) {
+    pthread_mutex_lock(&lock);
+    comm->aborted = 1;
+    pthread_cond_broadcast(&comm->all->arrival);
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
 const char *ncclGetErrorString(int result) { return result ? "an invalid argument" : "no error"; }

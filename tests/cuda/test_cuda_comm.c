@@ -1,8 +1,10 @@
 /* Ranks that share counts on the device: threads of one process, each with its own planner. Ids
  * against dispatch on the CPU over the counts of all, id by id. */
+#include <dlfcn.h>
 #include <lplb/cuda_comm.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -35,6 +37,49 @@ static lplb_status exchange(void *state, const void *send, void *receive, int64_
     return LPLB_OK;
 }
 
+/* ---- an all-gather of one's own: the tests' NCCL, by hand ---- */
+
+typedef struct own_id {
+    char bytes[128];
+} own_id;
+typedef struct own_nccl {
+    int (*init)(void **comm, int ranks, own_id id, int rank);
+    int (*all_gather)(const void *send, void *receive, size_t count, int type, void *comm,
+                      void *stream);
+    int (*abort)(void *comm);
+    void *comm;
+} own_nccl;
+
+static lplb_status gather_own(void *state, const void *send, void *receive, int64_t bytes,
+                              lplb_cuda_stream stream) {
+    const own_nccl *n = state;
+    enum { INT64 = 4 };
+    return n->all_gather(send, receive, (size_t)bytes / 8, INT64, n->comm, stream) ? LPLB_DEVICE
+                                                                                   : LPLB_OK;
+}
+static void abort_own(void *state) {
+    const own_nccl *n = state;
+    n->abort(n->comm);
+}
+
+static void join_own(own_nccl *n, const member *m) {
+    const char *names[] = {"ncclCommInitRank", "ncclAllGather", "ncclCommAbort"};
+    void *library = dlopen(getenv("LPLB_NCCL_LIBRARY"), RTLD_NOW), *symbol[3];
+    for (int i = 0; i < 3; i++) symbol[i] = dlsym(library, names[i]);
+    memcpy(&n->init, &symbol[0], sizeof symbol[0]);
+    memcpy(&n->all_gather, &symbol[1], sizeof symbol[1]);
+    memcpy(&n->abort, &symbol[2], sizeof symbol[2]);
+    own_id own = {{0}}, all[MOST_RANKS];
+    if (m->rank == 0) {
+        int (*make)(own_id * id);
+        void *function = dlsym(library, "ncclGetUniqueId");
+        memcpy(&make, &function, sizeof function);
+        make(&own);
+    }
+    exchange((void *)(uintptr_t)m, &own, all, sizeof own);
+    CHECK(n->init(&n->comm, m->all->ranks, all[0], m->rank) == 0, "rank %d", m->rank);
+}
+
 /* ---- what all ranks do, and what must come of it ---- */
 
 typedef struct scene {
@@ -43,14 +88,17 @@ typedef struct scene {
     lplb_cuda_transport transport;
     int32_t ranks_per_node;
     int32_t steps;
-    int32_t leaves;     /* rank that does not run the last step; -1 = none */
+    int32_t leaves;     /* rank that does not run the last steps; -1 = none */
+    int32_t lacks;      /* how many of them, 0 = 1 */
     int32_t disagrees;  /* rank that plans with the even solver; -1 = none */
     int32_t graph;      /* nonzero: every step is a replay of the same graph */
     int32_t local;      /* nonzero: tokens stay with their sources where they can */
     int32_t ipm;        /* nonzero: with the interior-point method */
+    int32_t moves;      /* rank that has another placement in the last but one step; -1 = none */
+    int32_t apart;      /* nonzero: planned beside the stream, then mapped */
     int64_t timeout_ns; /* 0 = default */
     meeting all;
-    lplb_placement *placement;
+    lplb_placement *placement, *other;
 } scene;
 
 typedef struct actor {
@@ -59,7 +107,7 @@ typedef struct actor {
     pthread_t thread;
     int64_t ids[8][MOST_IDS], n[8];
     int64_t out[8][MOST_IDS];
-    lplb_status status[8], agreed, state, created;
+    lplb_status status[8], agreed, state, created, planned;
 } actor;
 
 /* Uneven and now and then none. */
@@ -88,6 +136,25 @@ static cudaGraphExec_t capture(lplb_cuda_planner *planner, const lplb_cuda_ids *
     return exec;
 }
 
+/* Planned on a stream of its own, then mapped. */
+static void run_apart(const actor *a, lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
+                      cudaStream_t stream) {
+    const lplb_placement *placement = a->s->placement;
+    cudaStream_t side;
+    int64_t *gathered = gpu_copy(NULL, a->s->ranks * placement->experts, 8);
+    int64_t *split = gpu_copy(NULL, placement->slots, 8);
+    lplb_cuda_problem problem = {
+        .struct_size = sizeof problem, .split = split, .gathered = gathered};
+    CUDA(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
+    OK(lplb_cuda_start(planner, ids, &problem, stream, side));
+    OK(lplb_cuda_join(planner, stream));
+    OK(lplb_cuda_map(planner, ids, gathered, split, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    CUDA(cudaStreamDestroy(side));
+    gpu_free(gathered);
+    gpu_free(split);
+}
+
 static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm) {
     cudaStream_t stream;
     cudaGraphExec_t exec = NULL;
@@ -105,10 +172,16 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
     lplb_cuda_problem problem = {.struct_size = sizeof problem};
     if (a->s->graph) exec = capture(planner, &arguments, &problem, stream);
     for (int32_t step = 0; step < a->s->steps; step++) {
-        if (step == a->s->steps - 1 && a->m.rank == a->s->leaves) break;
+        if (step == a->s->steps - (a->s->lacks ? a->s->lacks : 1) && a->m.rank == a->s->leaves)
+            break;
         gpu_put(ids, a->ids[step], MOST_IDS, 8);
         gpu_put(tokens, &a->n[step], 1, 8);
+        if (step == a->s->steps - 2 && a->m.rank == a->s->moves)
+            OK(lplb_cuda_planner_update(planner, a->s->other, 0, stream));
+        if (step == a->s->steps - 1 && a->m.rank == a->s->moves)
+            OK(lplb_cuda_planner_update(planner, a->s->placement, 0, stream));
         if (exec) CUDA(cudaGraphLaunch(exec, stream));
+        else if (a->s->apart) run_apart(a, planner, &arguments, stream);
         else OK(lplb_cuda_run(planner, &arguments, &problem, stream));
         lplb_cuda_report report;
         OK(lplb_cuda_report_read(planner, stream, &report));
@@ -122,6 +195,29 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
     gpu_free(out);
     gpu_free(tokens);
     CUDA(cudaStreamDestroy(stream));
+}
+
+/* Counts that were given, of which rank r has r + e of expert e, and what all ranks have. */
+static void share_counts(const actor *a, lplb_cuda_planner *planner) {
+    int64_t experts = a->s->placement->experts, ranks = a->s->ranks;
+    int64_t *host = calloc((size_t)experts, 8), *total = gpu_copy(NULL, experts, 8);
+    for (int64_t e = 0; e < experts; e++) host[e] = a->m.rank + e;
+    int64_t *own = gpu_copy(host, experts, 8);
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .own_counts = own, .counts = total};
+    lplb_cuda_report report;
+    cudaStream_t stream;
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    OK(lplb_cuda_solve(planner, &problem, stream));
+    OK(lplb_cuda_report_read(planner, stream, &report));
+    OK(lplb_cuda_report_status(&report));
+    gpu_fetch(host, total, experts, 8);
+    for (int64_t e = 0; e < experts; e++)
+        CHECK(host[e] == ranks * e + ranks * (ranks - 1) / 2, "%s, expert %lld: %lld",
+              lplb_cuda_transport_name(a->s->transport), (long long)e, (long long)host[e]);
+    CUDA(cudaStreamDestroy(stream));
+    free(host);
+    gpu_free(own);
+    gpu_free(total);
 }
 
 static void ranks_of_sources(const scene *s, int32_t *rank) {
@@ -141,6 +237,13 @@ static void *act(void *argument) {
                                     .timeout_ns = a->s->timeout_ns,
                                     .exchange = exchange,
                                     .state = &a->m};
+    own_nccl own;
+    if (a->s->transport == LPLB_CUDA_TRANSPORT_CUSTOM) {
+        join_own(&own, &a->m);
+        config.all_gather = gather_own;
+        config.abort = abort_own;
+        config.gather_state = &own;
+    }
     a->created = lplb_cuda_comm_create(&config, &comm);
     if (a->created != LPLB_OK) return NULL;
     int32_t rank[MOST_RANKS];
@@ -155,8 +258,14 @@ static void *act(void *argument) {
                                                                        : LPLB_SOLVER_EXACT,
                                 .max_ids = MOST_IDS,
                                 .comm = comm};
-    OK(lplb_cuda_planner_create(&options, &planner));
+    a->planned = lplb_cuda_planner_create(&options, &planner);
+    if (a->planned != LPLB_OK) {
+        pthread_barrier_wait(&a->s->all.barrier);
+        lplb_cuda_comm_destroy(comm);
+        return NULL;
+    }
     a->agreed = lplb_cuda_comm_agree(comm, planner);
+    if (a->agreed == LPLB_OK) share_counts(a, planner);
     run_steps(a, planner, comm);
     lplb_cuda_planner_destroy(planner);
     pthread_barrier_wait(&a->s->all.barrier);
@@ -254,6 +363,10 @@ static actor *play(scene *s) {
     plan_instance instance;
     instance_create(find_plan_case(s->shape), 7, &instance);
     s->placement = gpu_placement(&instance.hosts, 0);
+    s->other = gpu_placement(&instance.hosts, 0);
+    int32_t *slot = s->other->physical_to_logical, first = slot[0];
+    slot[0] = slot[1]; /* the same experts on the same ranks, in other slots */
+    slot[1] = first;
     instance_destroy(&instance);
     actor *actors = calloc((size_t)s->ranks, sizeof *actors);
     s->all.ranks = s->ranks;
@@ -271,14 +384,16 @@ static actor *play(scene *s) {
 
 static void strike(scene *s, actor *actors) {
     lplb_placement_destroy(s->placement);
+    lplb_placement_destroy(s->other);
     free(actors);
 }
 
 static void play_well(scene s) {
     actor *actors = play(&s);
     for (int32_t r = 0; r < s.ranks; r++) {
-        CHECK(actors[r].created == LPLB_OK, "%s: rank %d: not made: %d",
-              lplb_cuda_transport_name(s.transport), r, (int)actors[r].created);
+        CHECK(actors[r].created == LPLB_OK && actors[r].planned == LPLB_OK,
+              "%s: rank %d: not made: %d, %d", lplb_cuda_transport_name(s.transport), r,
+              (int)actors[r].created, (int)actors[r].planned);
         CHECK(actors[r].agreed == LPLB_OK && actors[r].state == LPLB_OK, "rank %d: %d, %d", r,
               (int)actors[r].agreed, (int)actors[r].state);
         for (int32_t step = 0; step < s.steps; step++)
@@ -297,6 +412,7 @@ static scene make_scene(const char *shape, int32_t ranks, lplb_cuda_transport tr
                    .transport = transport,
                    .steps = 5,
                    .leaves = -1,
+                   .moves = -1,
                    .disagrees = -1};
 }
 
@@ -312,51 +428,143 @@ static void test_peers(void) {
     play_well(local);
 }
 
+/* Every way to share counts, with the emulated ranks as so many nodes. */
+static const struct {
+    lplb_cuda_transport transport;
+    int32_t ranks, ranks_per_node;
+} WAYS[] = {{LPLB_CUDA_TRANSPORT_P2P, 3, 0},     {LPLB_CUDA_TRANSPORT_NCCL, 3, 0},
+            {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 0}, {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 1},
+            {LPLB_CUDA_TRANSPORT_CUSTOM, 3, 0},  {LPLB_CUDA_TRANSPORT_HIERARCHICAL, 4, 2}};
+enum { N_WAYS = sizeof WAYS / sizeof WAYS[0] };
+
+static scene scene_of_way(int way) {
+    scene s = make_scene("cube8x2", WAYS[way].ranks, WAYS[way].transport);
+    s.ranks_per_node = WAYS[way].ranks_per_node;
+    return s;
+}
+
+static void test_ways(void) {
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        play_well(s);
+        s.local = 1;
+        play_well(s);
+        s.local = 0;
+        s.apart = 1;
+        play_well(s);
+    }
+}
+
 /* A missing rank: the others get an error in time, valid ids, and a dead communicator. */
 static void test_lost_rank(void) {
-    scene s = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_P2P);
-    s.leaves = 1;
-    s.timeout_ns = 300000000;
-    actor *actors = play(&s);
-    for (int32_t r = 0; r < s.ranks; r++) {
-        if (r == s.leaves) continue;
-        lplb_status last = actors[r].status[s.steps - 1];
-        CHECK(last == LPLB_TIMEOUT || last == LPLB_REMOTE, "rank %d: %d", r, (int)last);
-        CHECK(actors[r].state != LPLB_OK, "rank %d: alive", r);
-        check_valid(&s, &actors[r], s.steps - 1);
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        s.leaves = 1;
+        s.timeout_ns = 300000000;
+        actor *actors = play(&s);
+        for (int32_t r = 0; r < s.ranks; r++) {
+            if (r == s.leaves) continue;
+            lplb_status last = actors[r].status[s.steps - 1];
+            CHECK(last == LPLB_TIMEOUT || last == LPLB_REMOTE, "way %d, rank %d: %d", way, r,
+                  (int)last);
+            CHECK(actors[r].state != LPLB_OK, "way %d, rank %d: alive", way, r);
+            check_valid(&s, &actors[r], s.steps - 1);
+        }
+        for (int32_t step = 0; step < s.steps - 1; step++) check_step(&s, actors, step);
+        strike(&s, actors);
     }
-    for (int32_t step = 0; step < s.steps - 1; step++) check_step(&s, actors, step);
-    strike(&s, actors);
+}
+
+/* Steps after that end at once, with valid ids and the error that ended the sharing. */
+static void test_steps_after_a_loss(void) {
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        s.leaves = s.ranks - 1;
+        s.steps = 6;
+        s.lacks = 3; /* steps */
+        s.timeout_ns = 300000000;
+        actor *actors = play(&s);
+        for (int32_t r = 0; r < s.ranks - 1; r++)
+            for (int32_t step = s.steps - s.lacks; step < s.steps; step++) {
+                lplb_status status = actors[r].status[step];
+                CHECK(status == LPLB_TIMEOUT || status == LPLB_REMOTE,
+                      "way %d, rank %d, step %d: %d", way, r, step, (int)status);
+                check_valid(&s, &actors[r], step);
+            }
+        strike(&s, actors);
+    }
 }
 
 /* Told at creation, and in every step; nothing dies of it. */
 static void test_disagreement(void) {
-    scene s = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_P2P);
-    s.disagrees = 2;
-    actor *actors = play(&s);
-    for (int32_t r = 0; r < s.ranks; r++) {
-        CHECK(actors[r].agreed == LPLB_DISAGREE, "rank %d: agreed %d", r, (int)actors[r].agreed);
-        CHECK(actors[r].state == LPLB_OK, "rank %d: %d", r, (int)actors[r].state);
-        for (int32_t step = 0; step < s.steps; step++) {
-            CHECK(actors[r].status[step] == LPLB_DISAGREE, "rank %d, step %d: %d", r, step,
-                  (int)actors[r].status[step]);
-            check_valid(&s, &actors[r], step);
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        s.disagrees = s.ranks - 1;
+        actor *actors = play(&s);
+        for (int32_t r = 0; r < s.ranks; r++) {
+            CHECK(actors[r].agreed == LPLB_DISAGREE, "rank %d: agreed %d", r,
+                  (int)actors[r].agreed);
+            CHECK(actors[r].state == LPLB_OK, "way %d, rank %d: %d", way, r, (int)actors[r].state);
+            for (int32_t step = 0; step < s.steps; step++) {
+                CHECK(actors[r].status[step] == LPLB_DISAGREE, "way %d, rank %d, step %d: %d", way,
+                      r, step, (int)actors[r].status[step]);
+                check_valid(&s, &actors[r], step);
+            }
         }
+        strike(&s, actors);
     }
-    strike(&s, actors);
+}
+
+/* A rank that has another placement for one step: all are told in that step, the next goes well. */
+static void test_other_placement(void) {
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        s.moves = 1;
+        actor *actors = play(&s);
+        for (int32_t r = 0; r < s.ranks; r++)
+            for (int32_t step = 0; step < s.steps; step++) {
+                lplb_status wanted = step == s.steps - 2 ? LPLB_DISAGREE : LPLB_OK;
+                CHECK(actors[r].status[step] == wanted, "way %d, rank %d, step %d: %d", way, r,
+                      step, (int)actors[r].status[step]);
+                if (r != s.moves) check_valid(&s, &actors[r], step);
+            }
+        check_step(&s, actors, s.steps - 1);
+        strike(&s, actors);
+    }
 }
 
 static void test_nccl(void) {
-    play_well(make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_NCCL));
-    scene nodes = make_scene("cube8x2", 4, LPLB_CUDA_TRANSPORT_HIERARCHICAL);
-    nodes.ranks_per_node = 2;
-    play_well(nodes);
+    scene nodes = make_scene("cube8x2", 4, LPLB_CUDA_TRANSPORT_AUTO);
     nodes.ranks_per_node = 1;
-    nodes.transport = LPLB_CUDA_TRANSPORT_AUTO;
     play_well(nodes);
     scene ipm = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_NCCL);
     ipm.ipm = 1;
     play_well(ipm);
+    ipm.transport = LPLB_CUDA_TRANSPORT_NVSHMEM;
+    ipm.ranks_per_node = 1;
+    play_well(ipm);
+}
+
+/* Before any other test has loaded the library. */
+static void test_no_nvshmem(void) {
+    char *present = getenv("LPLB_NVSHMEM_LIBRARY"), named[4096] = "";
+    if (present) snprintf(named, sizeof named, "%s", present);
+    setenv("LPLB_NVSHMEM_LIBRARY", "no_such_library.so", 1);
+    scene s = make_scene("cube8x2", 1, LPLB_CUDA_TRANSPORT_NVSHMEM);
+    member own = {&s.all, 0};
+    lplb_cuda_comm *comm;
+    lplb_cuda_comm_config config = {.struct_size = sizeof config,
+                                    .ranks = 1,
+                                    .experts = 8,
+                                    .transport = s.transport,
+                                    .exchange = exchange,
+                                    .state = &own};
+    s.all.ranks = 1;
+    pthread_barrier_init(&s.all.barrier, NULL, 1);
+    CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_UNSUPPORTED && !comm, "made");
+    CHECK(strstr(lplb_error_message(), "pip install nvidia-nvshmem"), "%s", lplb_error_message());
+    pthread_barrier_destroy(&s.all.barrier);
+    if (present) setenv("LPLB_NVSHMEM_LIBRARY", named, 1);
 }
 
 static void test_refusals(void) {
@@ -367,10 +575,21 @@ static void test_refusals(void) {
         CHECK(actors[r].created == LPLB_UNSUPPORTED, "p2p across nodes: %d",
               (int)actors[r].created);
     strike(&s, actors);
+    scene ipm = make_scene("cube8x2", 2, LPLB_CUDA_TRANSPORT_P2P);
+    ipm.ipm = 1; /* takes several launches */
+    actors = play(&ipm);
+    for (int32_t r = 0; r < s.ranks; r++)
+        CHECK(actors[r].planned == LPLB_UNSUPPORTED, "ipm with p2p: %d", (int)actors[r].planned);
+    strike(&ipm, actors);
     lplb_cuda_comm *comm;
     lplb_cuda_comm_config config = {.struct_size = sizeof config, .ranks = 1, .experts = 8};
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID && !comm, "no exchange");
     config.exchange = exchange;
+    config.transport = LPLB_CUDA_TRANSPORT_CUSTOM;
+    CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID, "no all-gather");
+    config.transport = LPLB_CUDA_TRANSPORT_NCCL;
+    config.all_gather = gather_own;
+    CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID, "an all-gather for NCCL");
     config.rank = 1;
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_RANGE, "rank");
     config.struct_size = 1;
@@ -379,8 +598,12 @@ static void test_refusals(void) {
 }
 
 int main(int argc, char **argv) {
-    const gpu_test tests[] = {{"peers", test_peers},
+    const gpu_test tests[] = {{"no_nvshmem", test_no_nvshmem},
+                              {"peers", test_peers},
+                              {"ways", test_ways},
                               {"lost_rank", test_lost_rank},
+                              {"steps_after_a_loss", test_steps_after_a_loss},
+                              {"other_placement", test_other_placement},
                               {"disagreement", test_disagreement},
                               {"refusals", test_refusals},
                               {"nccl", test_nccl}};

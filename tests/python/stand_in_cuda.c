@@ -7,6 +7,7 @@
 
 struct lplb_cuda_comm {
     lplb_cuda_comm_config config;
+    int64_t *row; /* and behind it those of all ranks */
 };
 
 struct lplb_cuda_planner {
@@ -132,6 +133,26 @@ static lplb_status map(lplb_cuda_planner *p, const lplb_cuda_ids *ids) {
                              ids->out_dtype);
 }
 
+/* By the caller's all-gather, with a tag as the library has one, or by way of the host. */
+static lplb_status gather(lplb_cuda_planner *p, const int64_t *own, lplb_cuda_stream stream) {
+    lplb_cuda_comm *comm = p->config.comm;
+    const lplb_cuda_comm_config *c = &comm->config;
+    int64_t experts = lplb_dispatcher_hosts(p->dispatcher)->experts;
+    if (!c->all_gather)
+        return c->exchange(c->state, own, p->all, experts * (int64_t)sizeof(int64_t));
+    int64_t row = c->experts + 1;
+    memcpy(comm->row, own, (size_t)experts * sizeof(int64_t));
+    comm->row[experts] = p->config.solver;
+    lplb_status status = c->all_gather(c->gather_state, comm->row, comm->row + row,
+                                       row * (int64_t)sizeof(int64_t), stream);
+    for (int32_t r = 0; r < c->ranks && status == LPLB_OK; r++) {
+        const int64_t *theirs = comm->row + (r + 1) * row;
+        memcpy(p->all + r * experts, theirs, (size_t)experts * sizeof(int64_t));
+        if (theirs[experts] != (int64_t)p->config.solver) status = LPLB_DISAGREE;
+    }
+    return status;
+}
+
 lplb_status lplb_cuda_run(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
                           const lplb_cuda_problem *problem, lplb_cuda_stream stream) {
     if (problem->struct_size != sizeof *problem) return LPLB_INVALID;
@@ -139,10 +160,8 @@ lplb_status lplb_cuda_run(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
     if (status != LPLB_OK || p->report.error) return status;
     const int64_t *sources = problem->source_counts ? problem->source_counts : p->own;
     if (p->config.comm) {
-        const lplb_cuda_comm_config *c = &p->config.comm->config;
-        int64_t bytes = lplb_dispatcher_hosts(p->dispatcher)->experts * (int64_t)sizeof(int64_t);
         sources = p->all;
-        status = c->exchange(c->state, p->own, p->all, bytes);
+        status = gather(p, p->own, stream);
     }
     if (status == LPLB_OK) status = solve(p, problem, sources);
     if (status == LPLB_OK)
@@ -154,9 +173,10 @@ lplb_status lplb_cuda_run(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
 
 lplb_status lplb_cuda_solve(lplb_cuda_planner *p, const lplb_cuda_problem *problem,
                             lplb_cuda_stream stream) {
-    (void)stream;
     if (problem->struct_size != sizeof *problem) return LPLB_INVALID;
-    return remember(p, solve(p, problem, problem->source_counts));
+    if (!problem->own_counts) return remember(p, solve(p, problem, problem->source_counts));
+    lplb_status status = gather(p, problem->own_counts, stream);
+    return remember(p, status == LPLB_OK ? solve(p, problem, p->all) : status);
 }
 
 lplb_status lplb_cuda_map_shares(lplb_cuda_planner *p, const lplb_cuda_ids *ids, const float *share,
@@ -193,15 +213,16 @@ lplb_status lplb_cuda_comm_create(const lplb_cuda_comm_config *config, lplb_cuda
     if (config->transport == LPLB_CUDA_TRANSPORT_NCCL) return LPLB_UNSUPPORTED;
     *out = calloc(1, sizeof **out);
     (*out)->config = *config;
+    (*out)->row =
+        calloc((size_t)(config->ranks + 1) * ((size_t)config->experts + 1), sizeof(int64_t));
     return LPLB_OK;
 }
-void lplb_cuda_comm_destroy(lplb_cuda_comm *comm) { free(comm); }
+void lplb_cuda_comm_destroy(lplb_cuda_comm *comm) {
+    free(comm->row);
+    free(comm);
+}
 lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm) {
     return comm->config.transport ? comm->config.transport : LPLB_CUDA_TRANSPORT_P2P;
-}
-const char *lplb_cuda_transport_name(lplb_cuda_transport transport) {
-    static const char *const names[] = {"auto", "p2p", "nccl", "hierarchical"};
-    return names[transport];
 }
 lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner) {
     int32_t own = planner->config.solver, all[64];
