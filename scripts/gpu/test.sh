@@ -32,6 +32,7 @@ if [ "$kind" = sanitize ]; then
             [ "$tool $test" != "racecheck update" ] || continue
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_step" $test
         done
+        run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_lean"
         for test in converged_cases steps; do
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_ipm" $test
         done

@@ -50,6 +50,9 @@ lplb_status lplb__cuda_size_tables(int32_t experts, int32_t slots, int32_t ranks
     t->first_movable = take(&bytes, components + 1, sizeof(uint16_t));
     t->rank_host = take(&bytes, slots, sizeof(uint16_t));
     t->first_host = take(&bytes, ranks + 1, sizeof(uint16_t));
+    t->lean_lane = take(&bytes, lplb__cuda_lean_groups(ranks) * LPLB__CUDA_LANES,
+                        sizeof(lplb__cuda_lean_lane));
+    t->lean_expert = take(&bytes, experts, sizeof(lplb__cuda_lean_expert));
     t->bytes = bytes;
     return LPLB_OK;
 }
@@ -355,6 +358,7 @@ static lplb_status build(builder *b, const int64_t *speed) {
         }
         list_chunks(b);
         list_movables(b, &layout);
+        lplb__cuda_build_lean(b->tables, b->block);
     }
     lplb__arena_destroy(&scratch);
     return status;

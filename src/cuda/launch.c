@@ -75,9 +75,10 @@ lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
     int32_t n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
         lplb__cuda_choose_shape(&p->room, n, p->threads / 32 - step->solver_warps);
+    lplb__cuda_choose_lean(p, step, &shape);
     int32_t blocks = shape.cluster * shape.clusters, stripe = shape.id_warps * 32;
     step->block_share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
-    step->rounds = (step->block_share + stripe - 1) / stripe;
+    step->rounds = stripe ? (step->block_share + stripe - 1) / stripe : 0;
     if (step->rounds > LPLB__CUDA_KEPT_IDS) step->rounds = LPLB__CUDA_KEPT_IDS;
     step->clusters = shape.clusters;
     step->sources = p->sources;
@@ -100,7 +101,8 @@ lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
                                  .attrs = attribute,
                                  .numAttrs = attributes};
     void *arguments[] = {step};
-    LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)lplb__cuda_step_kernel, arguments));
+    lplb__cuda_kernel *kernel = step->lean.kind ? lplb__cuda_lean_kernel : lplb__cuda_step_kernel;
+    LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)kernel, arguments));
     return LPLB_OK;
 }
 

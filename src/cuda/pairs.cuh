@@ -48,14 +48,22 @@ template <int N> DEVICE bool sweep_pairs(pairs *p) {
 }
 
 /* Until no rank is above the limit, or nothing changes any more, or long enough. Returns the sweeps
- * that changed something. */
+ * that changed something. The votes on a sweep are cast while the next one is under way, which is
+ * taken back if it was one too many. */
 template <int N> DEVICE int32_t sweep_colours(pairs *p, int32_t limit) {
+    bool changed = true;
     ROLLED
-    for (int32_t sweeps = 1;; sweeps++) {
-        bool changed = sweep_pairs<N>(p);
-        uint32_t moved = votes(changed), over = votes(p->load > limit);
-        if (!moved) return sweeps - 1;
-        if (sweeps == LPLB__MAX_SWEEPS || !over) return sweeps;
+    for (int32_t sweeps = 0;; sweeps++) {
+        bool moved = warp_any(changed), over = warp_any(sweeps == 0 || p->load > limit);
+        int32_t load = p->load, x[N];
+#pragma unroll
+        for (int c = 0; c < N; c++) x[c] = p->x[c];
+        changed = sweep_pairs<N>(p);
+        if (moved && over && sweeps < LPLB__MAX_SWEEPS) continue;
+        p->load = load;
+#pragma unroll
+        for (int c = 0; c < N; c++) p->x[c] = x[c];
+        return moved ? sweeps : sweeps - 1;
     }
 }
 

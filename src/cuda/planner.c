@@ -125,6 +125,9 @@ static lplb_status measure_room(lplb_cuda_planner *p, int sms, int clusters, int
     p->room.sms = n_sms > 0 && n_sms < sms ? n_sms : sms;
     LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        (int)p->step.shared.bytes));
+    LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_lean_kernel,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       (int)p->step.shared.bytes));
     LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
                                                                 p->step.shared.bytes));
     p->room.blocks = blocks_per_sm > 0 ? sms : 0;
@@ -166,6 +169,9 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     int64_t local = take(&p->bytes, p->local.n, sizeof(int32_t));
     LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
     s->block = p->memory + block;
+    s->lean.lane = (const lplb__cuda_lean_lane *)(s->block + s->tables.lean_lane);
+    s->lean.expert = (const lplb__cuda_lean_expert *)(s->block + s->tables.lean_expert);
+    s->lean.groups = lplb__cuda_lean_groups(s->ranks);
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
     s->words = (uint64_t *)(p->memory + words);
     s->cached = (int64_t *)(p->memory + cached);

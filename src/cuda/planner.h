@@ -59,11 +59,17 @@ lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *ta
 
 /* One argument, the step. */
 typedef void lplb__cuda_kernel(const lplb__cuda_step step);
-extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_ipm_kernel;
+extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_lean_kernel, lplb__cuda_ipm_kernel;
 
 /* One launch of the fused kernel; everything is checked. */
 lplb_status lplb__cuda_launch(const lplb_cuda_planner *planner, lplb__cuda_step *step,
                               cudaStream_t stream);
+
+/* ---- lean.c ---- */
+
+/* Whether the step is one for the lean code: then its kind, and the block that it wants. */
+void lplb__cuda_choose_lean(const lplb_cuda_planner *planner, lplb__cuda_step *step,
+                            lplb__cuda_shape *shape);
 
 /* ---- local.c ---- */
 

@@ -36,6 +36,7 @@ DEVICE int warp_index() { return (int)(threadIdx.x >> 5); }
 
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE uint32_t votes(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+DEVICE bool warp_any(bool predicate) { return __any_sync(0xffffffffu, predicate); }
 template <typename T> DEVICE T shuffle(T value, int from) {
     return __shfl_sync(0xffffffffu, value, from);
 }

@@ -3,6 +3,8 @@
  * the same plan, so the counts are all that blocks wait for. */
 #include "cuda/ids.cuh"
 #include "cuda/ipm.cuh"
+#include "cuda/lean_solve.cuh"
+#include "cuda/lean_step.cuh"
 #include "cuda/peers.cuh"
 #include "cuda/segments.cuh"
 #include "cuda/share.cuh"
@@ -196,10 +198,9 @@ DEVICE void write_counts(const step &a) {
         a.counts[e] = shared_array(a, mine, int32_t)[e];
 }
 
-KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT step a) {
+DEVICE void run_step(const step &a) {
     uint32_t epoch = 0;
     uint64_t raw[KEPT];
-    stamp(a, 0);
     cluster_arrive_relaxed();
     id_range range = range_of_block(a, cluster_blocks() * a.clusters);
     if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
@@ -244,6 +245,21 @@ KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT s
     if (!first || (!a.reuse && a.clusters == 1 && !shares_with_peers(a))) return;
     block_barrier();
     advance_memory(a, epoch);
+}
+
+KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT step a) {
+    stamp(a, 0);
+    run_step(a);
+}
+
+/* A function of its own, or its needs would slow down what is small. */
+DEVICE_CALL void run_apart(const step &a) { run_step(a); }
+
+/* For small problems; the whole step is in it for what turns out to be none. */
+KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_lean_kernel(const LPLB__CUDA_CONSTANT step a) {
+    stamp(a, 0);
+    bool done = a.lean.kind == LPLB__CUDA_LEAN_SOLVE ? solve_lean(a) : step_lean(a);
+    if (!done) run_apart(a);
 }
 
 /* ---- the interior-point method ---- */

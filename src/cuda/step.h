@@ -17,6 +17,9 @@ enum {
 /* Of the block's state (block.cuh). */
 enum { LPLB__CUDA_STATE_BYTES = 192 };
 
+/* Ids of a thread in the small kernel. */
+enum { LPLB__CUDA_LEAN_ROUNDS = 4 };
+
 /* Ids of a thread in a tile. */
 enum { LPLB__CUDA_KEPT_IDS = 18 };
 
@@ -104,16 +107,46 @@ typedef struct lplb__cuda_peers {
     uint64_t *target[LPLB__CUDA_MAX_PEERS]; /* the words of the node's ranks, ours included */
 } lplb__cuda_peers;
 
+/* The tables of the small kernels (lean.cuh). */
+typedef struct lplb__cuda_lean {
+    const lplb__cuda_lean_lane *lane;
+    const lplb__cuda_lean_expert *expert;
+    int32_t groups; /* that lane has room for */
+    int32_t kind;   /* what of it this step is, or 0 */
+} lplb__cuda_lean;
+
+/* What small kernels read comes first: every line of it that is touched is waited for. */
 typedef struct lplb__cuda_step {
+    lplb__cuda_lean lean;
+    int32_t experts, ranks, slots;
+    int32_t solver_warps; /* the first ones of a block; the others look after ids */
+    lplb__cuda_memory *memory;
+    /* of one step */
+    int32_t stages;
+    int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
+    int32_t source, sources;
+    int32_t block_share, rounds; /* ids of a block and of a thread in a tile, when n is known */
+    int32_t topk;
+    const int64_t *source_counts; /* [S][E]; NULL: this source's own counts are all there is */
+    const void *ids;
+    void *out;
+    int64_t n;
+    const int64_t *n_device;         /* tokens of topk ids, or NULL */
+    const int64_t *own_counts;       /* [E] in place of ids, or NULL */
+    int64_t *counts, *split, *loads; /* outputs or NULL */
+    float *share;
+    void *counter;                      /* or NULL */
+    int32_t counter_bytes, counter_add; /* 4 or 8 */
+    const int64_t *fixed;               /* [G] or NULL */
+    const int64_t *split_in;            /* [hosts] to map without solving */
+    const float *share_in;              /* [hosts] */
+    int64_t *gathered;                  /* [S][E], what peers shared */
     /* fixed when the planner is made */
     const unsigned char *block; /* the tables */
     lplb__cuda_tables tables;
     lplb__cuda_shared shared;
-    lplb__cuda_memory *memory;
     uint64_t *words; /* [clusters][E] counts that carry their epoch */
     int64_t *cached; /* [2][E+P] counts and split of the cached plan */
-    int32_t experts, ranks, slots;
-    int32_t solver_warps; /* the first ones of a block; the others look after ids */
     int32_t clusters;
     int32_t solver;
     int64_t tolerance; /* fixed point, 0 = none */
@@ -121,26 +154,6 @@ typedef struct lplb__cuda_step {
     uint64_t timeout_ns;
     lplb__cuda_ipm ipm; /* of the interior-point kernel */
     lplb__cuda_local local;
-    /* of one step */
-    int32_t stages;
-    int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
-    int32_t source, sources;
-    int32_t block_share, rounds; /* ids of a block and of a thread in a tile, when n is known */
-    const void *ids;
-    void *out;
-    int64_t n;
-    const int64_t *n_device; /* tokens of topk ids, or NULL */
-    int32_t topk;
-    const int64_t *source_counts;    /* [S][E]; NULL: this source's own counts are all there is */
-    const int64_t *own_counts;       /* [E] in place of ids, or NULL */
-    const int64_t *fixed;            /* [G] or NULL */
-    const int64_t *split_in;         /* [hosts] to map without solving */
-    const float *share_in;           /* [hosts] */
-    int64_t *counts, *split, *loads; /* outputs or NULL */
-    int64_t *gathered;               /* [S][E], what peers shared */
-    float *share;
-    void *counter;                      /* or NULL */
-    int32_t counter_bytes, counter_add; /* 4 or 8 */
     lplb__cuda_peers peers;
 } lplb__cuda_step;
 

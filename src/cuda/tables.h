@@ -76,6 +76,28 @@ enum {
     LPLB__CUDA_SET_SLOTS = 1024  /* unless a block's shared memory is needed for more slots */
 };
 
+/* Lean: the same pairs as the small kernels want them (lean.cuh), one warp a group. A group is a
+ * component, or up to 32 ranks that share no expert with others. A lane has a rank's record, in
+ * three quads of 16 bytes that lie [group][quad][lane]. Colours without an expert have partner =
+ * self and expert = E, which has no tokens. */
+enum { LPLB__CUDA_LEAN_GROUPS = 16, LPLB__CUDA_LEAN_QUADS = 3, LPLB__CUDA_LEAN_EXPERTS = 1024 };
+enum { LPLB__CUDA_LEAN_SOLVE = 1, LPLB__CUDA_LEAN_STEP = 2 }; /* what can be done by them */
+typedef struct lplb__cuda_lean_lane {
+    uint16_t rank;          /* or NO_HOST */
+    uint8_t ranks, colours; /* of the group */
+    uint8_t lower, used;    /* bit c: of colour c's expert we are the lower host; there is one */
+    uint8_t groups, kinds;  /* of the whole placement, the same in all records */
+    uint8_t partner[8];     /* lanes */
+    struct {                /* our host of */
+        uint16_t expert, host;
+    } edge[LPLB__CUDA_PAIR_COLOURS];
+} lplb__cuda_lean_lane;
+typedef struct lplb__cuda_lean_expert {
+    uint16_t cell; /* group * 32 + lane of the only host; NO_HOST = there are two */
+    uint16_t host; /* the first */
+    uint16_t slot[2];
+} lplb__cuda_lean_expert;
+
 enum { LPLB__CUDA_PAIRS = 1, LPLB__CUDA_ROWS = 2, LPLB__CUDA_SETS = 3 };
 
 typedef struct lplb__cuda_header {
@@ -87,6 +109,7 @@ typedef struct lplb__cuda_header {
     int32_t widest_row;                  /* chunks */
     int32_t tag;                         /* of what ranks that share counts must have alike */
     int32_t largest_ranks, largest_rows; /* of a component: ranks; ranks and movable experts */
+    int32_t lean_kinds, lean_groups;     /* 0: the small kernels cannot be used */
     int32_t team_warps[2]; /* that solve a component together, by its ranks and by its rows */
     int64_t total_speed, first_speed; /* of all ranks; of the one at position 0 */
 } lplb__cuda_header;
@@ -115,6 +138,8 @@ typedef struct lplb__cuda_tables {
     uint32_t first_movable; /* uint16 [G/2+1] of each component */
     uint32_t rank_host;     /* uint16 [P] hosts, by position of their rank */
     uint32_t first_host;    /* uint16 [G+1] of each rank */
+    uint32_t lean_lane;     /* [groups][QUADS][LANES] */
+    uint32_t lean_expert;   /* [E] */
     uint32_t bytes;
 } lplb__cuda_tables;
 

@@ -77,6 +77,7 @@ DEVICE uint32_t votes(bool predicate) {
     for (int i = 0; i < 32; i++) bits |= (uint32_t)all[i] << i;
     return bits;
 }
+DEVICE bool warp_any(bool predicate) { return votes(predicate) != 0; }
 template <typename T> DEVICE T shuffle(T value, int from) {
     uint64_t all[32], own = 0;
     memcpy(&own, &value, sizeof value);
