@@ -11,8 +11,8 @@ DEPS      = scripts/install_deps.sh
 # Tests stop a hang themselves (TIMEOUT in tests/CMakeLists.txt).
 CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 
-.PHONY: all deps build demo test test-asan test-tsan test-python test-gpu test-gpu-sanitize \
-        gpu-programs fuzz bench bench-gpu bench-node format lint install clean
+.PHONY: all deps build demo test test-asan test-tsan test-faults test-python test-gpu \
+        test-gpu-sanitize gpu-programs fuzz bench bench-gpu bench-node format lint install clean
 all: build
 
 deps:
@@ -52,6 +52,12 @@ test-tsan: deps
 	    -DLPLB_FUZZ=OFF -DLPLB_SANITIZE=thread >/dev/null
 	@cmake --build $(BUILD)-tsan -j $(JOBS) --target threaded_tests
 	@$(CTEST) --test-dir $(BUILD)-tsan -L threads
+
+# A million steps of faults with each way of being late, over the manager's core and over the
+# manager with its threads: about five minutes on two cores.
+test-faults: build
+	@LPLB_FAULT_STEPS=1000000 $(BUILD)/tests/test_runtime_faults
+	@LPLB_FAULT_STEPS=1000000 $(BUILD)/tests/test_runtime_shell
 
 # The Python package, with numpy alone and with torch (Debian's, 636 MB installed).
 test-python: build

@@ -124,6 +124,8 @@ static lplb_status perform(sim *s, int rank, const lplb__action *a) {
     switch (a->kind) {
     case LPLB__START_JOB:
         return chance(s, 40) ? LPLB_FAIL(LPLB_NO_MEMORY, "simulated: no thread") : LPLB_OK;
+    case LPLB__ASK_JOB:
+        return chance(s, 3) ? LPLB_FAIL(LPLB_TIMEOUT, "simulated: not done") : LPLB_OK;
     case LPLB__TAKE_JOB: return answer_job(s, rank);
     case LPLB__STAGE: return stage(s, a);
     case LPLB__FINISH: return finish(s, s->core[rank], a);
@@ -240,7 +242,7 @@ static lplb_status never_called(void *user, int32_t layer, const lplb_move *move
     return LPLB_INTERNAL;
 }
 
-static void create(sim *s, uint64_t seed) {
+static void create(sim *s, uint64_t seed, int32_t late) {
     memset(s, 0, sizeof *s);
     lplb__rng_seed(&s->rng, seed, 0);
     lplb_manager_config config = {.struct_size = sizeof config,
@@ -252,6 +254,7 @@ static void create(sim *s, uint64_t seed) {
                                   .min_interval = 10,
                                   .max_interval = 160,
                                   .adopt_lag = 3,
+                                  .late = late,
                                   .tracker = {.alpha = 0.05, .samples = 3},
                                   .layers_per_chunk = 1,
                                   .move_lag = 2,
@@ -270,13 +273,12 @@ static int64_t setting(const char *name, int64_t fallback) {
     return text && *text ? strtoll(text, NULL, 10) : fallback;
 }
 
-static void test_faults(void **state) {
-    (void)state;
+static void run_faults(int32_t late) {
     static sim s;
     int64_t steps = setting("LPLB_FAULT_STEPS", 100000);
     uint64_t seed = (uint64_t)setting("LPLB_FAULT_SEED", 1);
     print_message("seed %llu, %lld steps\n", (unsigned long long)seed, (long long)steps);
-    create(&s, seed);
+    create(&s, seed, late);
     int64_t live = 0;
     for (int64_t i = 0; i < steps; i++) {
         one_step(&s);
@@ -297,11 +299,22 @@ static void test_faults(void **state) {
     assert_true(s.events[LPLB_EVENT_REFUSE] > 20 && s.events[LPLB_EVENT_MOVE_FAILED] > 5);
     assert_true(s.events[LPLB_EVENT_LOST] > 5 && s.events[LPLB_EVENT_RECOVERED] > 20);
     assert_true(stats->adopted > 100 && stats->loaded > 10);
+    assert_true(late ? s.events[LPLB_EVENT_POSTPONED] > 100 : !s.events[LPLB_EVENT_POSTPONED]);
     for (int r = 0; r < 2; r++) lplb__core_destroy(s.core[r]);
+}
+
+static void test_faults(void **state) {
+    (void)state;
+    run_faults(LPLB_LATE_WAIT);
+}
+static void test_faults_postponing(void **state) {
+    (void)state;
+    run_faults(LPLB_LATE_POSTPONE);
 }
 
 int main(void) {
     count_alloc_install();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_faults)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_faults),
+                                       cmocka_unit_test(test_faults_postponing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -159,6 +159,51 @@ static void test_move_cost(void **state) {
     fill_loads(1);
 }
 
+/* A limit to the work: still within the budget of moves, better than before, the same with any
+ * number of threads; where there is nothing to gain the layer stays. */
+static void test_limited_work(void **state) {
+    (void)state;
+    lplb_place_config c = make_config();
+    lplb_placement *from = place(&c);
+    fill_loads(3);
+    for (int split = 1; split <= 2; split++) {
+        lplb_solver solver = split == 2 ? LPLB_SOLVER_EVEN : LPLB_SOLVER_EXACT;
+        double before = mean_imbalance(from, solver);
+        lplb_placement *p[2];
+        for (int i = 0; i < 2; i++) {
+            c = make_config();
+            c.from = from;
+            c.max_moves = 6;
+            c.exact_split = split;
+            c.samples_as_are = 1;
+            c.work = 4000000;
+            c.threads = 1 + 3 * i;
+            p[i] = place(&c);
+            expect_no_repeats(p[i]);
+        }
+        assert_memory_equal(p[0]->physical_to_logical, p[1]->physical_to_logical,
+                            LAYERS * SLOTS * sizeof(int32_t));
+        int64_t n;
+        lplb_placement_moves(from, p[0], NULL, 0, &n);
+        assert_true(n > 0 && n <= 6 * LAYERS);
+        assert_true(mean_imbalance(p[0], solver) < before - 0.02);
+        lplb_placement_destroy(p[0]);
+        lplb_placement_destroy(p[1]);
+        c.threads = 1;
+        c.move_cost = 1e6;
+        p[0] = place(&c);
+        assert_memory_equal(p[0]->physical_to_logical, from->physical_to_logical,
+                            LAYERS * SLOTS * sizeof(int32_t));
+        lplb_placement_destroy(p[0]);
+    }
+    c.work = -1;
+    lplb_placement *none;
+    assert_int_equal(lplb_place(&c, &load[0][0][0], SAMPLES, LAYERS, EXPERTS, NULL, &none),
+                     LPLB_RANGE);
+    lplb_placement_destroy(from);
+    fill_loads(1);
+}
+
 /* Samples as they are against smaller batches made from them: which is better on those very
  * samples is known. */
 static void test_samples_as_they_are(void **state) {
@@ -217,6 +262,7 @@ int main(void) {
         cmocka_unit_test(test_threads_and_seed),
         cmocka_unit_test(test_budget_of_moves),
         cmocka_unit_test(test_move_cost),
+        cmocka_unit_test(test_limited_work),
         cmocka_unit_test(test_samples_as_they_are),
         cmocka_unit_test(test_uneven_and_dead_ranks),
         cmocka_unit_test(test_layers_without_load),

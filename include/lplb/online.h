@@ -3,6 +3,7 @@
 #ifndef LPLB_ONLINE_H
 #define LPLB_ONLINE_H
 
+#include <lplb/monitor.h>
 #include <lplb/replay.h>
 #include <lplb/runtime.h>
 
@@ -20,7 +21,8 @@ typedef struct lplb_online_config {
      *             load of the last window=N (as every), or adaptive
      *   manager   the rebalance manager: every=N or adaptive (default), alpha=X or window=N,
      *             samples=N, moves=N a layer, budget=N a rebalance, rate=X, cost=X, gain=X, keep=X,
-     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb, effort=N
+     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb, effort=N, work=N (-1 = no
+     *             limit), forecast=N (a forecaster with blocks of N steps), season=N (of N blocks)
      * 0 policies: eplb:every=500, eplb:every=1000, eplb:adaptive and manager, each +even and
      * +exact. All but none start from the same round-robin mapping. */
     lplb_replay_config replay;
@@ -28,6 +30,9 @@ typedef struct lplb_online_config {
     double link_bytes_per_s; /* with replay.expert_bytes and token_ns: the manager weighs gain */
     double token_ns;         /* against the cost of moving */
     int32_t keep_events;     /* nonzero: fill lplb_online_policy.event */
+    double step_ns;          /* how long the steps are taken to be, for adopt_lag and for what they
+                                would have waited; 0 = 10 ms */
+    lplb_monitor *monitor; /* shows the first `manager` policy, or else the first `eplb`; or NULL */
 } lplb_online_config;
 
 typedef struct lplb_online_policy {
@@ -37,7 +42,9 @@ typedef struct lplb_online_policy {
     int64_t moved_slots;         /* all moves made, a (layer, rank, expert) each */
     int64_t rearrangements;      /* placements adopted, whole or in part */
     lplb_manager_stats stats;    /* zero without a manager */
-    double place_seconds;
+    double place_seconds;        /* deciding and placing, on one core */
+    double wait_seconds;         /* of it what did not fit into adopt_lag steps of step_ns: with the
+                                    worker of a live system steps would have waited so long */
     double *curve;        /* [points] mean imbalance of the steps of each point, 0 = no load */
     int64_t *curve_moves; /* [points] moves made until its end */
     int64_t events;

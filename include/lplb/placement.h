@@ -129,6 +129,10 @@ typedef struct lplb_place_config {
                                smaller batches made from them, for a load that is yet to come */
     double move_cost; /* search with from: imbalance that moving all slots of a layer must bring,
                          each move its part; moves that bring less are left; 0 = 0.02 */
+    int64_t work;     /* search: what a layer may cost, in units of about a nanosecond of one core,
+                         counted and not timed, so that the result is the same on every machine.
+                         Fewer and better aimed trials; layers that gain nothing end early. 0 = no
+                         limit, the schedule of `effort` */
 } lplb_place_config;
 
 /* load: counts [samples][L][E] >= 0 (one sample: a sum; several: real batches or steps, kept as the

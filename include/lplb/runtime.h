@@ -66,6 +66,8 @@ LPLB_API void lplb_recovery_destroy(lplb_recovery *recovery);
     X(LOST, "lost")                   /* they do not: what must be loaded, or is missing */        \
     X(LOADS_REFUSED, "loads_refused") /* counts out of range, the batch counts as missing */       \
     X(WORKER_FAILED, "worker_failed") /* no placement came of the request */                       \
+    X(WAITED, "waited")               /* a step waited for the worker, a millisecond or more */    \
+    X(POSTPONED, "postponed")         /* some rank's worker was not done, adoption is later */     \
     X(RESET, "reset")                 /* the host brought a mapping of its own */                  \
     X(RESTORED, "restored")           /* state came from a checkpoint */
 
@@ -115,6 +117,14 @@ typedef struct lplb_manager_hooks {
                          const double *weight_of_sample, lplb_placement **out);
 } lplb_manager_hooks;
 
+/* A worker that is not done when its placement is to be adopted. */
+typedef enum lplb_late {
+    LPLB_LATE_WAIT = 0,    /* the step waits: equal inputs give equal mappings at equal steps */
+    LPLB_LATE_POSTPONE = 1 /* no step waits: all ranks ask each other (agree) whether all are done,
+                              and if not try again after adopt_lag more steps; when mappings change
+                              then depends on time */
+} lplb_late;
+
 typedef enum lplb_interval_mode {
     LPLB_INTERVAL_ADAPTIVE = 0, /* halved when loads vary more or balance is lost, doubled when they
                                    vary less or there was nothing to gain */
@@ -136,11 +146,19 @@ typedef struct lplb_manager_config {
     lplb_interval_mode mode;
     int64_t interval, min_interval, max_interval; /* steps [1000, 100, 10000]; periodic: interval */
     double shorter_above, longer_below;           /* ratio of variance to the last [1.2, 0.8] */
-    int64_t adopt_lag; /* steps from request to adoption [50, or half of min_interval] */
+    /* Steps from request to adoption, the same on every rank. [50, or half of min_interval, or
+     * more: what the worker needs for all layers by the work they may cost, and half as much again,
+     * at steps of step_ns; a function of this configuration alone] */
+    int64_t adopt_lag;
+    double step_ns; /* how long a step is expected to be, for adopt_lag [10,000,000: 10 ms] */
+    int32_t late;   /* when the worker is not done at the adoption: LPLB_LATE_WAIT */
 
     /* What */
     lplb_place_algorithm algorithm;
     int32_t even_split;          /* 1: tokens split evenly over copies; 0: by the exact plan */
+    int64_t work;                /* what placing a layer may cost the worker, as lplb_place_config
+                                    [30,000 a slot, at least 8,000,000: about 8 ms, times effort];
+                                    < 0 = no limit, the search's full schedule */
     int32_t effort;              /* of the search, as lplb_place_config */
     int64_t max_moves_per_layer; /* a rebalance, for SEARCH; < 0 = no limit [P / 8, at least 1] */
     int64_t max_moves;           /* a rebalance, over layers; < 0 or 0 = no limit */
@@ -182,7 +200,11 @@ typedef struct lplb_manager_stats {
     int64_t loaded;                              /* experts from a checkpoint */
     int64_t move_failures, worker_failures, fallbacks, recoveries, loads_refused;
     int64_t interval;                    /* now */
-    int64_t place_ns, wait_ns;           /* sum: computing placements; steps waiting for them */
+    int64_t place_ns, wait_ns;           /* sum: deciding and placing on the worker; steps waiting
+                                            for it */
+    int64_t waits, longest_wait_ns;      /* steps that waited at all; the longest of them */
+    int64_t postponed;                   /* adoptions put off because a worker was not done */
+    int64_t adopt_lag;                   /* in force */
     int32_t dead_ranks, usable, pending; /* pending: a request or moves under way */
     double variance, balance_loss;       /* at the last check: relative variance of loads; predicted
                                             imbalance - 1 of the mean load under the even split */

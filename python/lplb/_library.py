@@ -110,7 +110,7 @@ class PlaceConfig(ctypes.Structure):
                 ("max_moves", c_int64), ("dead_ranks", c_void_p), ("speed", c_void_p),
                 ("batch_tokens", c_int64), ("topk", c_int32), ("seed", c_uint64),
                 ("effort", c_int32), ("threads", c_int32), ("exact_split", c_int32),
-                ("samples_as_are", c_int32), ("move_cost", c_double)]
+                ("samples_as_are", c_int32), ("move_cost", c_double), ("work", c_int64)]
 
 
 class Topology(ctypes.Structure):

@@ -84,7 +84,8 @@ typedef struct request {
     replay_options options;
     const char *policy[MAX_POLICIES];
     const char *gpu_model, *report;
-    double link_gb_per_s, token_ns;
+    double link_gb_per_s, token_ns, step_ms;
+    int64_t metrics_port; /* -1 = none */
     bool online, json;
 } request;
 
@@ -124,6 +125,8 @@ static bool take(const char *name, int option, request *q) {
     case 'o': q->online = true; return true;
     case 'k':
         return cli_parse_double(name, "--link-gb-per-s", optarg, 1e-6, 1e6, &q->link_gb_per_s);
+    case 'm': return cli_parse_double(name, "--step-ms", optarg, 1e-3, 1e6, &q->step_ms);
+    case 'P': return cli_parse_int(name, "--metrics-port", optarg, 0, 65535, &q->metrics_port);
     case 't': return cli_parse_double(name, "--token-ns", optarg, 1e-6, 1e9, &q->token_ns);
     default: return replay_options_take(name, option, &q->options);
     }
@@ -148,8 +151,10 @@ static int run_online(const char *name, const request *q, const char *path) {
     lplb_online_config config = {.struct_size = sizeof config,
                                  .replay = q->options.config,
                                  .link_bytes_per_s = q->link_gb_per_s * 1e9,
-                                 .token_ns = q->token_ns};
-    return replay_online(name, &config, &q->options.trace, path, q->report, q->json);
+                                 .token_ns = q->token_ns,
+                                 .step_ns = (q->step_ms > 0 ? q->step_ms : 10) * 1e6};
+    return replay_online(name, &config, &q->options.trace, path, q->report,
+                         (int32_t)q->metrics_port, q->json);
 }
 
 int cmd_replay(int argc, char **argv) {
@@ -162,10 +167,12 @@ int cmd_replay(int argc, char **argv) {
                                             {"online", no_argument, 0, 'o'},
                                             {"link-gb-per-s", required_argument, 0, 'k'},
                                             {"token-ns", required_argument, 0, 't'},
+                                            {"step-ms", required_argument, 0, 'm'},
+                                            {"metrics-port", required_argument, 0, 'P'},
                                             {"json", no_argument, 0, 'j'},
                                             {"help", no_argument, 0, 'h'},
                                             {0, 0, 0, 0}};
-    request q = {0};
+    request q = {.metrics_port = -1};
     replay_options_init(&q.options);
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         if (c == 'h') return fputs(help, stdout), EXIT_OK;
@@ -175,8 +182,9 @@ int cmd_replay(int argc, char **argv) {
         return cli_fail(argv[0], EXIT_USAGE, "give one trace, a file or a folder; see --help");
     q.options.config.policy = q.policy;
     if (q.online) return run_online(argv[0], &q, argv[optind]);
-    if (q.link_gb_per_s > 0 || q.token_ns > 0)
-        return cli_fail(argv[0], EXIT_USAGE, "--link-gb-per-s and --token-ns need --online");
+    if (q.link_gb_per_s > 0 || q.token_ns > 0 || q.step_ms > 0 || q.metrics_port >= 0)
+        return cli_fail(argv[0], EXIT_USAGE,
+                        "--link-gb-per-s, --token-ns, --step-ms and --metrics-port need --online");
     q.options.config.keep_loads = q.report != NULL;
     lplb_gpu_model *model = NULL;
     if (q.gpu_model) {

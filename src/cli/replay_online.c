@@ -36,14 +36,15 @@ static json_t *events_json(const lplb_online_policy *p) {
 
 static json_t *policy_json(const lplb_online_result *r, const lplb_online_policy *p) {
     const lplb_manager_stats *s = &p->stats;
-    return json_pack("{s:s, s:s, s:s, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o, s:o}",
-                     "policy", p->policy, "placement", p->placement_name, "solver", p->solver_name,
-                     "imbalance", distribution_json(&p->imbalance), "balancedness", p->balancedness,
-                     "moved_slots", (json_int_t)p->moved_slots, "rearrangements",
-                     (json_int_t)p->rearrangements, "requests", (json_int_t)s->requests, "skipped",
-                     (json_int_t)s->skipped, "refused", (json_int_t)s->refused, "interval",
-                     (json_int_t)s->interval, "place_seconds", p->place_seconds, "curve",
-                     curve_json(r, p), "events", events_json(p));
+    return json_pack(
+        "{s:s, s:s, s:s, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:o}",
+        "policy", p->policy, "placement", p->placement_name, "solver", p->solver_name, "imbalance",
+        distribution_json(&p->imbalance), "balancedness", p->balancedness, "moved_slots",
+        (json_int_t)p->moved_slots, "rearrangements", (json_int_t)p->rearrangements, "requests",
+        (json_int_t)s->requests, "skipped", (json_int_t)s->skipped, "refused",
+        (json_int_t)s->refused, "interval", (json_int_t)s->interval, "adopt_lag",
+        (json_int_t)s->adopt_lag, "place_seconds", p->place_seconds, "wait_seconds",
+        p->wait_seconds, "curve", curve_json(r, p), "events", events_json(p));
 }
 
 static json_t *result_json(const lplb_online_result *r) {
@@ -96,28 +97,47 @@ static void print_curves(const lplb_online_result *r, int width) {
     }
 }
 
-static void print_text(const lplb_trace *trace, const lplb_online_result *r) {
+static void print_text(const lplb_trace *trace, const lplb_online_result *r, double step_ms) {
     int width = name_width(r);
     printf("%s\n%s steps", trace->source, cli_thousands(r->steps));
     if (r->batch_tokens) printf(" of %s tokens", cli_thousands(r->batch_tokens));
     printf(", the last %s measured; %d ranks, %d expert slots in each of %d layers\n\n",
            cli_thousands(r->measured), r->ranks, r->slots, r->layers);
-    printf("%-*s  imbalance    p99    max  balanced  rearr.  moved slots  %% of slots  place s\n",
+    printf("%-*s  imbalance    p99    max  balanced  rearr.  moved slots  %% of slots  place s  "
+           "waited s\n",
            width, "policy");
     double slots = (double)r->slots * r->layers;
     for (int32_t i = 0; i < r->policies; i++) {
         const lplb_online_policy *p = &r->policy[i];
-        printf("%-*s  %9.4f %6.3f %6.3f %8.1f%% %7s %12s %11.1f %8.2f\n", width, p->policy,
+        printf("%-*s  %9.4f %6.3f %6.3f %8.1f%% %7s %12s %11.1f %8.2f %9.3f\n", width, p->policy,
                p->imbalance.mean, p->imbalance.p99, p->imbalance.max, 100 * p->balancedness,
                cli_thousands(p->rearrangements), cli_thousands(p->moved_slots),
-               100 * (double)p->moved_slots / slots, p->place_seconds);
+               100 * (double)p->moved_slots / slots, p->place_seconds, p->wait_seconds);
     }
+    printf("\nwaited: what placing took beyond the steps between request and adoption, at %g ms a "
+           "step\n",
+           step_ms);
     if (r->points >= COLUMNS) print_curves(r, width);
+}
+
+/* On the loopback, as long as the replay runs. */
+static lplb_status open_monitor(int32_t ranks, int32_t port, lplb_monitor **out) {
+    *out = NULL;
+    if (port < 0) return LPLB_OK;
+    lplb_monitor_config config = {.struct_size = sizeof config,
+                                  .ranks = ranks,
+                                  .job = "lplb replay --online",
+                                  .serve = 1,
+                                  .port = port};
+    lplb_status status = lplb_monitor_create(&config, out);
+    if (status == LPLB_OK)
+        fprintf(stderr, "metrics at http://127.0.0.1:%d\n", lplb_monitor_port(*out));
+    return status;
 }
 
 int replay_online(const char *name, const lplb_online_config *config,
                   const lplb_trace_options *trace_options, const char *path, const char *report,
-                  bool json) {
+                  int32_t metrics_port, bool json) {
     lplb_trace *trace = NULL;
     lplb_online_result *result = NULL;
     if (config->replay.ranks == 0)
@@ -126,6 +146,8 @@ int replay_online(const char *name, const lplb_online_config *config,
     filled.replay.progress = cli_progress;
     filled.keep_events = json;
     lplb_status status = lplb_trace_read(path, trace_options, &trace);
+    if (status == LPLB_OK)
+        status = open_monitor(config->replay.ranks, metrics_port, &filled.monitor);
     if (status == LPLB_OK) status = lplb_online(trace, &filled, &result);
     if (status == LPLB_OK && report)
         status = lplb_online_report_write(result, trace->source, report);
@@ -136,12 +158,13 @@ int replay_online(const char *name, const lplb_online_config *config,
     } else if (json) {
         code = cli_print_json(result_json(result));
     } else {
-        print_text(trace, result);
+        print_text(trace, result, filled.step_ns / 1e6);
         if (report) printf("\nReport: %s/report.html\n", report);
         if (fflush(stdout) || ferror(stdout))
             code = cli_fail(name, EXIT_FAILED, "cannot write to stdout");
     }
     lplb_online_result_destroy(result);
     lplb_trace_destroy(trace);
+    lplb_monitor_destroy(filled.monitor);
     return code;
 }

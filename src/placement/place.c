@@ -94,6 +94,7 @@ static lplb_status check_task(const lplb__place_task *task) {
     if (c->nodes < 0 || c->groups < 0 || c->batch_tokens < 0 || c->topk < 0 || c->effort < 0)
         return LPLB_FAIL(LPLB_INVALID,
                          "nodes, groups, batch_tokens, topk and effort must not be negative");
+    if (c->work < 0) return LPLB_FAIL(LPLB_RANGE, "work %lld is negative", (long long)c->work);
     if (!(c->move_cost >= 0 && c->move_cost <= 1e6))
         return LPLB_FAIL(LPLB_RANGE, "move_cost %g is outside [0, 1e6]", c->move_cost);
     if (c->exact_split < 0 || c->exact_split > 2)

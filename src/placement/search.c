@@ -59,7 +59,8 @@ static lplb_status layer_create(lplb__layer *layer, const lplb__place_task *task
                            .rank_offset = out->rank_offset,
                            .speed = c->speed,
                            .max_moves = budget ? c->max_moves : INT64_MAX,
-                           .even = c->exact_split == 2};
+                           .even = c->exact_split == 2,
+                           .work = c->work};
     LPLB_TRY(LPLB_CALLOC(layer->slot_rank, out->slots));
     LPLB_TRY(LPLB_CALLOC(layer->usable, out->slots));
     LPLB_TRY(LPLB_CALLOC(layer->alive, c->ranks));

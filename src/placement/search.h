@@ -37,6 +37,7 @@ typedef struct lplb__layer {
     int64_t max_moves;    /* INT64_MAX = no limit */
     double move_cost;     /* imbalance that a move must gain to be worth it */
     bool even;            /* score by the even split instead of the optimum */
+    int64_t work;         /* units that the search may cost; 0 = by iterations */
     double *typical;      /* [E] mean share of a batch's load */
     lplb__batches batches;
 } lplb__layer;
@@ -93,10 +94,18 @@ double lplb__score_try(lplb__score *s, const lplb__assignment *a, const lplb__ch
 void lplb__score_apply(lplb__score *s);
 /* Load of a rank for its speed in batch b. */
 float lplb__score_rank(const lplb__score *s, int32_t rank, int32_t b);
+/* What a change does to the fuller of the two ranks of these slots, summed over a block of batches
+ * and with no split but theirs changed: cheap, to choose among changes before one is tried. `from`
+ * gives its expert or, without swap, a part of its tokens to `to`. */
+double lplb__score_guess(lplb__score *s, const lplb__assignment *a, int32_t from, int32_t to,
+                         bool swap, int32_t block);
+/* Work so far in units of about a nanosecond: a function of what was computed, not of time. */
+int64_t lplb__score_work(const lplb__score *s);
 
 /* ---- anneal.c ---- */
 
-/* Improves a complete assignment in place and returns its score. */
+/* Improves a complete assignment in place and returns its score; iterations count only where the
+ * layer sets no limit to the work. */
 lplb_status lplb__anneal(lplb__score *s, const lplb__layer *layer, lplb__assignment *a,
                          lplb__rng *rng, int64_t iterations, double *score);
 

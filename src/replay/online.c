@@ -4,6 +4,7 @@
 #include "replay/online.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 
@@ -18,6 +19,7 @@ typedef struct online_run {
     const lplb_online_config *config;
     lplb__online_policy *policy;
     lplb_online_result *result;
+    double step_ns;
 } online_run;
 
 /* One layer as it is served. */
@@ -39,7 +41,9 @@ typedef struct server {
     bool *changed;       /* [L] the mapping was switched: make the planner anew */
     int64_t *counts;     /* [L][E] */
     int64_t *split, *loads;
-    double *imbalance; /* [measured][L] */
+    double *imbalance;     /* [measured][L] */
+    lplb_monitor *monitor; /* of this policy, or NULL */
+    int64_t *rank_load;    /* [G] of a step, summed over layers */
     int64_t event_capacity;
     lplb_status event_status;
 } server;
@@ -109,8 +113,44 @@ static lplb_status serve_layer(server *s, const lplb_placement *placement, int32
         for (int32_t r = 0; r < placement->ranks; r++)
             if (s->loads[r] > most) most = s->loads[r];
     }
+    for (int32_t r = 0; r < placement->ranks; r++) s->rank_load[r] += s->loads[r];
     *imbalance = (double)most * placement->ranks / (double)total;
     return LPLB_OK;
+}
+
+/* Time that this thread computed: what placing takes on a core of its own, however busy the machine
+ * is with other policies. */
+static int64_t own_time_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* The manager places within the step here (synchronous). A worker would have had adopt_lag steps
+ * for it; what it takes longer, steps would wait. */
+static lplb_status step_manager(server *s, int64_t step) {
+    lplb_manager_stats before, after;
+    lplb_manager_get_stats(s->manager, &before);
+    int64_t start = own_time_ns();
+    LPLB_TRY(lplb_manager_step(s->manager, step, LPLB_STAGE_DECODE, s->counts));
+    int64_t took = own_time_ns() - start;
+    lplb_manager_get_stats(s->manager, &after);
+    if (after.place_ns == before.place_ns) return LPLB_OK;
+    double beyond = (double)took - (double)after.adopt_lag * s->run->step_ns;
+    s->out->place_seconds += (double)took / 1e9;
+    if (beyond > 0) s->out->wait_seconds += beyond / 1e9;
+    return LPLB_OK;
+}
+
+static void report_step(server *s, int64_t step, const lplb_placement *placement, double sum,
+                        double worst, int32_t served) {
+    if (!s->monitor) return;
+    lplb_monitor_step_data data = {.step = step,
+                                   .imbalance = served ? sum / served : 0,
+                                   .worst_imbalance = worst,
+                                   .rank_load = s->rank_load};
+    for (int32_t r = 0; r < placement->ranks; r++) data.tokens += s->rank_load[r];
+    lplb_monitor_step(s->monitor, &data);
 }
 
 static lplb_status serve_step(server *s, int64_t step) {
@@ -118,16 +158,23 @@ static lplb_status serve_step(server *s, int64_t step) {
     int64_t warm = s->run->result->steps - s->run->result->measured;
     int64_t B = base->batch_tokens ? base->batch_tokens : 1;
     const lplb_placement *placement = s->still;
+    double sum = 0, worst = 0;
+    int32_t served = 0;
     if (s->manager) LPLB_TRY(lplb_manager_placement(s->manager, &placement));
+    memset(s->rank_load, 0, (size_t)placement->ranks * sizeof *s->rank_load);
     for (int32_t l = 0; l < base->layers; l++) {
         double imbalance;
         lplb_trace_count(base->trace, base->first_layer + l, step * B, B, base->order,
                          s->counts + (int64_t)l * base->experts);
         LPLB_TRY(serve_layer(s, placement, l, &imbalance));
         if (step >= warm) s->imbalance[(step - warm) * base->layers + l] = imbalance;
+        sum += imbalance;
+        served += imbalance > 0;
+        if (imbalance > worst) worst = imbalance;
     }
+    report_step(s, step, placement, sum, worst, served);
     if (!s->manager) return LPLB_OK;
-    LPLB_TRY(lplb_manager_step(s->manager, step, LPLB_STAGE_DECODE, s->counts));
+    LPLB_TRY(step_manager(s, step));
     return s->event_status;
 }
 
@@ -178,6 +225,12 @@ static lplb_status make_manager(server *s) {
         m.link_bytes_per_s = s->run->config->link_bytes_per_s;
         m.token_ns = s->run->config->token_ns;
     }
+    lplb_forecaster_config forecaster = {.struct_size = sizeof forecaster,
+                                         .block = (int32_t)s->policy->forecast,
+                                         .period = (int32_t)s->policy->season};
+    if (s->policy->forecast) m.forecaster = &forecaster;
+    m.step_ns = s->run->step_ns;
+    m.monitor = s->monitor;
     m.hooks = (lplb_manager_hooks){.user = s, .commit = on_commit, .event = on_event};
     return lplb_manager_create(&m, &s->manager);
 }
@@ -199,6 +252,7 @@ static lplb_status make_server(server *s) {
     LPLB_TRY(LPLB_CALLOC(s->counts, cells));
     LPLB_TRY(LPLB_CALLOC(s->split, r->slots));
     LPLB_TRY(LPLB_CALLOC(s->loads, r->ranks));
+    LPLB_TRY(LPLB_CALLOC(s->rank_load, r->ranks));
     LPLB_TRY(LPLB_CALLOC(s->imbalance, r->measured * r->layers));
     LPLB_TRY(LPLB_CALLOC(s->out->curve, r->points));
     LPLB_TRY(LPLB_CALLOC(s->out->curve_moves, r->points));
@@ -218,7 +272,8 @@ static void drop_server(server *s) {
         lplb__free(s->layer[l].slots_of_host);
         lplb_planner_destroy(s->layer[l].planner);
     }
-    void *blocks[] = {s->layer, s->changed, s->counts, s->split, s->loads, s->imbalance};
+    void *blocks[] = {s->layer, s->changed,   s->counts,   s->split,
+                      s->loads, s->imbalance, s->rank_load};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) lplb__free(blocks[i]);
     lplb_manager_destroy(s->manager);
     lplb_placement_destroy(s->still);
@@ -251,12 +306,23 @@ static void sum_up(server *s) {
     lplb_manager_get_stats(s->manager, &s->out->stats);
     s->out->moved_slots = s->out->stats.moves;
     s->out->rearrangements = s->out->stats.adopted;
-    s->out->place_seconds = (double)s->out->stats.place_ns / 1e9;
+}
+
+/* Whose figures the monitor shows. */
+static int32_t shown_policy(const online_run *run) {
+    int32_t shown = -1;
+    for (int32_t i = 0; i < run->result->policies; i++) {
+        lplb__online_kind kind = run->policy[i].kind;
+        if (kind == LPLB__ONLINE_MANAGER) return i;
+        if (kind == LPLB__ONLINE_EPLB && shown < 0) shown = i;
+    }
+    return shown;
 }
 
 static lplb_status run_policy(int64_t item, int worker, void *context) {
     online_run *run = context;
     server s = {.run = run, .policy = &run->policy[item], .out = &run->result->policy[item]};
+    if (item == shown_policy(run)) s.monitor = run->config->monitor;
     lplb_status status = make_server(&s);
     if (status != LPLB_OK)
         status = LPLB_FAIL(status, "policy '%s': %s", s.out->policy, lplb_error_message());
@@ -305,6 +371,9 @@ static lplb_status check(online_run *run) {
     if (c->replay.gpu_model || c->replay.topology || c->replay.keep_loads)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "an online replay has no use for a GPU model, a "
                                            "topology or kept loads");
+    run->step_ns = c->step_ns == 0 ? 1e7 : c->step_ns; /* the manager's default */
+    if (!(run->step_ns > 0 && run->step_ns <= 1e15))
+        return LPLB_FAIL(LPLB_RANGE, "steps of %g ns", c->step_ns);
     if (c->points < 0) return LPLB_FAIL(LPLB_RANGE, "curves of %d points", c->points);
     int given = (c->token_ns != 0) + (c->link_bytes_per_s != 0) + (c->replay.expert_bytes != 0);
     if (given && (given < 3 || !(c->token_ns > 0) || !(c->link_bytes_per_s > 0)))

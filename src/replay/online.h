@@ -16,8 +16,9 @@ typedef enum lplb__online_kind {
 typedef struct lplb__online_policy {
     lplb__online_kind kind;
     char *placement_name, *solver_name;
-    lplb_plan_config plan; /* hosts are filled per layer */
-    bool solves;           /* needs a planner: any solver but even */
+    lplb_plan_config plan;    /* hosts are filled per layer */
+    bool solves;              /* needs a planner: any solver but even */
+    int64_t forecast, season; /* blocks of so many steps, of so many blocks; 0 = none */
     /* What the text says of the manager; shape, seed and costs are filled by the run. */
     lplb_manager_config manager;
 } lplb__online_policy;

@@ -31,6 +31,12 @@ static lplb_status read_whole(const char *option, const char *text, int64_t *out
     return LPLB_OK;
 }
 
+/* -1 = without limit. */
+static lplb_status read_work(const char *text, int64_t *out) {
+    *out = -1;
+    return !strcmp(text, "-1") ? LPLB_OK : read_whole("work", text, out);
+}
+
 static lplb_status read_algorithm(const char *text, lplb_manager_config *m) {
     if (!strcmp(text, "search")) m->algorithm = LPLB_PLACE_SEARCH;
     else if (!strcmp(text, "eplb")) m->algorithm = LPLB_PLACE_EPLB;
@@ -46,6 +52,7 @@ static lplb_status manager_option(const char *key, const char *value, lplb_manag
     if (!strcmp(key, "rate")) return read_real(key, value, -1, 1000, &m->move_rate);
     if (!strcmp(key, "cost")) return read_real(key, value, 1e-6, 1e6, &m->move_cost);
     if (!strcmp(key, "gain")) return read_real(key, value, -1, 100, &m->min_gain);
+    if (!strcmp(key, "work")) return read_work(value, &m->work);
     if (!strcmp(key, "keep")) return read_real(key, value, 1, 1000, &m->keep_below);
     if (!strcmp(key, "lag")) return read_whole(key, value, &m->adopt_lag);
     if (!strcmp(key, "interval")) return read_whole(key, value, &m->interval);
@@ -65,7 +72,8 @@ static lplb_status manager_option(const char *key, const char *value, lplb_manag
     return LPLB_FAIL(
         LPLB_INVALID,
         "manager has no option '%s'; there are every, adaptive, alpha, window, samples, "
-        "moves, budget, rate, cost, gain, keep, lag, interval, min, max, algorithm, effort",
+        "moves, budget, rate, cost, gain, keep, lag, interval, min, max, algorithm, effort, work, "
+        "forecast, season",
         key);
 }
 
@@ -89,6 +97,10 @@ static lplb_status one_option(char *text, lplb__online_policy *out) {
         m->tracker.window = (int32_t)window;
         return LPLB_OK;
     }
+    if (out->kind == LPLB__ONLINE_MANAGER && !strcmp(text, "forecast"))
+        return read_whole(text, equals + 1, &out->forecast);
+    if (out->kind == LPLB__ONLINE_MANAGER && !strcmp(text, "season"))
+        return read_whole(text, equals + 1, &out->season);
     if (out->kind == LPLB__ONLINE_MANAGER) return manager_option(text, equals + 1, m);
     return LPLB_FAIL(LPLB_INVALID, "eplb has no option '%s'; there are every, window, adaptive",
                      text);
@@ -135,6 +147,9 @@ static lplb_status parse_placement(char *text, lplb__online_policy *out) {
             return LPLB_FAIL(LPLB_INVALID, "%s takes no options", text);
         set_defaults(out);
         LPLB_TRY(read_options(options, out));
+        if (out->season && !out->forecast)
+            return LPLB_FAIL(LPLB_INVALID, "season=%lld needs forecast=N, the steps of a block",
+                             (long long)out->season);
         fill_window(out);
         return LPLB_OK;
     }

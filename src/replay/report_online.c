@@ -62,7 +62,8 @@ static void put_table(FILE *out, const lplb_online_result *r, int32_t best) {
     double slots = (double)r->slots * r->layers;
     fputs("<table><thead><tr><th>Policy</th><th>Imbalance<br>mean</th><th><br>p99</th>"
           "<th><br>worst</th><th>Balanced-<br>ness</th><th>Rearrange-<br>ments</th>"
-          "<th>Slots<br>moved</th><th>of all<br>slots</th><th>Placing<br>took, s</th></tr></thead>"
+          "<th>Slots<br>moved</th><th>of all<br>slots</th><th>Placing<br>took, s</th>"
+          "<th>Steps<br>waited, s</th></tr></thead>"
           "<tbody>\n",
           out);
     for (int32_t i = 0; i < r->policies; i++) {
@@ -78,6 +79,7 @@ static void put_table(FILE *out, const lplb_online_result *r, int32_t best) {
         put_count_cell(out, p->moved_slots);
         put_number_cell(out, 100 * (double)p->moved_slots / slots, 1, " %");
         put_number_cell(out, p->place_seconds, 2, "");
+        put_number_cell(out, p->wait_seconds, 3, "");
         fputs("</tr>\n", out);
     }
     fputs("</tbody></table>", out);

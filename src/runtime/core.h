@@ -14,6 +14,7 @@
 
 typedef enum lplb__action_kind {
     LPLB__START_JOB, /* begin to compute core->job into core->proposal */
+    LPLB__ASK_JOB,   /* is it done? answer LPLB_OK, or anything else for no; does not wait */
     LPLB__TAKE_JOB,  /* wait for it; answer: the worker's failure, or LPLB_OK (then the proposal's
                         own status counts) */
     LPLB__AGREE,     /* exchange digest and ok; answer LPLB_OK if all agree */
@@ -38,6 +39,8 @@ enum { LPLB__EVENTS = 256 };
 typedef enum lplb__doing {
     LPLB__IDLE,
     LPLB__STARTING,
+    LPLB__ASKING,
+    LPLB__AGREEING_DONE,
     LPLB__TAKING,
     LPLB__AGREEING_PLACEMENT,
     LPLB__STAGING,
@@ -130,10 +133,11 @@ lplb_status lplb__core_reset(lplb__core *core, const lplb_placement *placement);
 bool lplb__core_next(lplb__core *core, lplb__action *action);
 void lplb__core_answer(lplb__core *core, lplb_status status);
 
-/* core.c, for core_ranks.c */
+/* core.c and core_create.c, for each other and core_ranks.c */
 lplb_status lplb__core_check_mapping(lplb__core *core, const lplb_placement *placement);
 void lplb__copy_map(lplb_placement *to, const lplb_placement *from);
 void lplb__core_all_shares(lplb__core *core);
+double lplb__most_credit(const lplb__core *core); /* moves that can be saved up */
 
 /* core_config.c */
 lplb_status lplb__fill_manager_config(const lplb_manager_config *given,

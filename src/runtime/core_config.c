@@ -36,10 +36,15 @@ static lplb_status fill_when(lplb_manager_config *c) {
         return LPLB_FAIL(LPLB_RANGE, "intervals %lld, at least %lld, at most %lld, do not rise",
                          (long long)c->interval, (long long)c->min_interval,
                          (long long)c->max_interval);
-    fill(&c->adopt_lag, c->min_interval < 2 ? 1 : c->min_interval < 100 ? c->min_interval / 2 : 50);
-    if (c->adopt_lag < 1 || c->adopt_lag > c->min_interval)
-        return LPLB_FAIL(LPLB_RANGE, "adopt_lag %lld must be from 1 to min_interval = %lld",
-                         (long long)c->adopt_lag, (long long)c->min_interval);
+    if (c->adopt_lag < 0 || c->adopt_lag > c->max_interval)
+        return LPLB_FAIL(LPLB_RANGE, "adopt_lag %lld must be from 1 to max_interval = %lld",
+                         (long long)c->adopt_lag, (long long)c->max_interval);
+    fill_real(&c->step_ns, 1e7);
+    if (!(c->step_ns > 0 && isfinite(c->step_ns)))
+        return LPLB_FAIL(LPLB_RANGE, "step_ns %g must be a time in nanoseconds", c->step_ns);
+    if ((unsigned)c->late > LPLB_LATE_POSTPONE)
+        return LPLB_FAIL(LPLB_INVALID, "late %d is neither LPLB_LATE_WAIT nor _POSTPONE",
+                         (int)c->late);
     fill_real(&c->shorter_above, 1.2);
     fill_real(&c->longer_below, 0.8);
     if (!(c->shorter_above >= 1 && c->longer_below > 0 && c->longer_below <= 1))
@@ -77,6 +82,11 @@ static lplb_status fill_what(lplb_manager_config *c) {
     fill_real(&c->move_cost, 0.8);
     if (!(c->move_cost > 0 && c->move_cost <= 1e6))
         return LPLB_FAIL(LPLB_RANGE, "move_cost %g is outside (0, 1e6]", c->move_cost);
+    if (c->algorithm == LPLB_PLACE_EPLB && c->work)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "EPLB has no work to limit; leave work 0 or use SEARCH");
+    int64_t brief = 30000 * (int64_t)c->slots;
+    fill(&c->work, (brief < 8000000 ? 8000000 : brief) * (c->effort > 0 ? c->effort : 1));
+    if (c->algorithm == LPLB_PLACE_EPLB || c->work < 0) c->work = 0;
     fill_real(&c->keep_below, 1.02);
     fill_real(&c->min_gain, 0.01);
     if (!(c->keep_below >= 1 && isfinite(c->keep_below)) || !isfinite(c->min_gain))
@@ -96,6 +106,28 @@ static lplb_status fill_what(lplb_manager_config *c) {
         return LPLB_FAIL(LPLB_RANGE, "exposed %g must be in (0, 1], hysteresis %g at least 1",
                          c->exposed, c->hysteresis);
     return LPLB_OK;
+}
+
+/* About how long the worker takes for all layers, by the work that they may cost: a trial of the
+ * search's full schedule takes 1 us under the even split, 8 us under the exact plan; judging takes
+ * an exact plan of 64 batches before and after. */
+static double worker_ns(const lplb_manager_config *c) {
+    double trials = 400.0 * (c->effort > 0 ? c->effort : 1) * c->slots;
+    double place = c->work > 0 ? (double)c->work : trials * (c->even_split ? 1e3 : 8e3);
+    double judge = (c->even_split ? 10.0 : 170.0) * c->slots * c->tracker.samples;
+    if (c->algorithm == LPLB_PLACE_EPLB) place = 0;
+    return c->layers * (place + judge) / (c->threads > 1 ? c->threads : 1);
+}
+
+static void fill_lag(lplb_manager_config *c) {
+    static const double MARGIN = 1.5;
+    if (c->adopt_lag) return;
+    double least = c->min_interval < 2     ? 1
+                   : c->min_interval < 100 ? (double)(c->min_interval / 2)
+                                           : 50;
+    double lag = ceil(MARGIN * worker_ns(c) / c->step_ns);
+    if (lag < least) lag = least;
+    c->adopt_lag = lag < (double)c->max_interval ? (int64_t)lag : c->max_interval;
 }
 
 static lplb_status fill_how(lplb_manager_config *c) {
@@ -143,5 +175,6 @@ lplb_status lplb__fill_manager_config(const lplb_manager_config *given,
     t->experts = config->experts;
     if (untouched) t->alpha = 0.01;
     if (!t->samples) t->samples = 64;
+    fill_lag(config);
     return LPLB_OK;
 }

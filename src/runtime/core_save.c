@@ -4,16 +4,35 @@
 #include "runtime/core.h"
 #include "runtime/pack.h"
 
-enum { PACK_KIND = 0x4d4752, PACK_VERSION = 2 };
+enum { PACK_KIND = 0x4d4752, PACK_VERSION = 3 };
 
 /* Of everything that decides, so that a state is not continued under other rules. */
 static uint64_t config_digest(const lplb_manager_config *c, const int32_t *offset) {
-    const int64_t whole[] = {
-        c->layers,          c->experts,   c->ranks,         c->slots,        c->nodes,
-        c->groups,          c->mode,      c->interval,      c->min_interval, c->max_interval,
-        c->adopt_lag,       c->algorithm, c->even_split,    c->effort,       c->max_moves_per_layer,
-        c->max_moves,       c->always,    (int64_t)c->seed, c->expert_bytes, c->layers_per_chunk,
-        c->moves_per_chunk, c->move_lag,  c->load_lost};
+    const int64_t whole[] = {c->layers,
+                             c->experts,
+                             c->ranks,
+                             c->slots,
+                             c->nodes,
+                             c->groups,
+                             c->mode,
+                             c->interval,
+                             c->min_interval,
+                             c->max_interval,
+                             c->adopt_lag,
+                             c->algorithm,
+                             c->even_split,
+                             c->effort,
+                             c->max_moves_per_layer,
+                             c->work,
+                             c->late,
+                             c->max_moves,
+                             c->always,
+                             (int64_t)c->seed,
+                             c->expert_bytes,
+                             c->layers_per_chunk,
+                             c->moves_per_chunk,
+                             c->move_lag,
+                             c->load_lost};
     const double real[] = {c->shorter_above, c->longer_below,     c->keep_below, c->min_gain,
                            c->exposed,       c->link_bytes_per_s, c->token_ns,   c->hysteresis,
                            c->move_rate,     c->move_cost};

@@ -110,6 +110,28 @@ static bool wait_for_worker(lplb_manager *m, double seconds) {
     return done;
 }
 
+/* Nothing to wait for counts as done. */
+static lplb_status ask_job(lplb_manager *m) {
+    if (m->core->start_status != LPLB_OK || !m->worker.has_thread || wait_for_worker(m, 0))
+        return LPLB_OK;
+    return LPLB_FAIL(LPLB_TIMEOUT, "the worker is not done");
+}
+
+static void count_wait(lplb__core *core, int64_t ns) {
+    static const int64_t WORTH_TELLING = 1000000;
+    lplb_manager_stats *s = &core->stats;
+    s->wait_ns += ns;
+    s->waits++;
+    if (ns > s->longest_wait_ns) s->longest_wait_ns = ns;
+    if (ns < WORTH_TELLING) return;
+    lplb__core_event(core, LPLB_EVENT_WAITED, LPLB_OK,
+                     "%.1f ms for the placement asked for at step %lld: steps are shorter than "
+                     "step_ns = %.3g ms (a longer adopt_lag than %lld, less work, more threads, or "
+                     "late = postpone)",
+                     (double)ns / 1e6, (long long)core->job.step, core->config.step_ns / 1e6,
+                     (long long)core->config.adopt_lag);
+}
+
 static lplb_status take_job(lplb_manager *m) {
     lplb__core *core = m->core;
     if (core->start_status != LPLB_OK) return LPLB_OK; /* it was never begun; the core knows */
@@ -117,9 +139,10 @@ static lplb_status take_job(lplb_manager *m) {
         propose(m);
         return LPLB_OK;
     }
+    if (wait_for_worker(m, 0)) return LPLB_OK;
     int64_t start = lplb_range_begin("lplb wait");
     bool done = wait_for_worker(m, core->config.worker_timeout_s);
-    core->stats.wait_ns += lplb__now_ns() - start;
+    count_wait(core, lplb__now_ns() - start);
     lplb_range_end(core->config.monitor, "lplb wait", STEP_LANE, start);
     if (done) return LPLB_OK;
     core->job_busy = 1;
@@ -149,6 +172,7 @@ static lplb_status perform(lplb_manager *m, const lplb__action *action) {
     const lplb_manager_hooks *hooks = &m->core->config.hooks;
     switch (action->kind) {
     case LPLB__START_JOB: return start_job(m);
+    case LPLB__ASK_JOB: return ask_job(m);
     case LPLB__TAKE_JOB: return take_job(m);
     case LPLB__AGREE: return agree(hooks, action);
     case LPLB__STAGE:
@@ -287,6 +311,7 @@ lplb_status lplb_manager_placement(const lplb_manager *m, const lplb_placement *
 void lplb_manager_get_stats(const lplb_manager *m, lplb_manager_stats *stats) {
     *stats = m->core->stats;
     stats->interval = m->core->interval;
+    stats->adopt_lag = m->core->config.adopt_lag;
     stats->usable = m->core->usable;
     stats->pending = m->core->job_running || m->core->moving;
 }

@@ -72,6 +72,13 @@ static void put_rebalance(const lplb_monitor_summary *s, lplb__text *out) {
             (double)m->place_ns / 1e9);
     counter(out, "eplb_wait_seconds", "Time that steps waited for placements.",
             (double)m->wait_ns / 1e9);
+    counter(out, "eplb_waits", "Steps that waited for a placement.", (double)m->waits);
+    counter(out, "eplb_postponed", "Adoptions put off because a worker was not done.",
+            (double)m->postponed);
+    gauge(out, "eplb_longest_wait_seconds", "The longest wait of a step for a placement.",
+          (double)m->longest_wait_ns / 1e9);
+    gauge(out, "eplb_adopt_lag_steps", "Steps from a request to its adoption.",
+          (double)m->adopt_lag);
     gauge(out, "eplb_interval_steps", "Steps between decisions.", (double)m->interval);
     gauge(out, "eplb_pending", "A request or moves are under way.", m->pending);
     gauge(out, "dead_ranks", "Ranks that are dead.", m->dead_ranks);

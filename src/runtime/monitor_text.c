@@ -125,8 +125,11 @@ static void put_manager_json(lplb__text *out, const lplb_monitor_summary *s) {
     lplb__put_json_real(out, s->rearrangements_per_1000_steps);
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
         lplb__put(out, ",\"%s\":%lld", whole[i].name, (long long)whole[i].value);
-    lplb__put(out, ",\"place_s\":%.9g,\"wait_s\":%.9g", (double)m->place_ns / 1e9,
-              (double)m->wait_ns / 1e9);
+    lplb__put(out,
+              ",\"place_s\":%.9g,\"wait_s\":%.9g,\"waits\":%lld,\"longest_wait_s\":%.9g,"
+              "\"postponed\":%lld,\"adopt_lag\":%lld",
+              (double)m->place_ns / 1e9, (double)m->wait_ns / 1e9, (long long)m->waits,
+              (double)m->longest_wait_ns / 1e9, (long long)m->postponed, (long long)m->adopt_lag);
     lplb__put(out, ",\"predicted_before\":%.9g,\"predicted_after\":%.9g}", m->predicted_before,
               m->predicted_after);
 }

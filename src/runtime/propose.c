@@ -22,8 +22,10 @@ static int32_t *row_of(const lplb_placement *p, int32_t layer) {
  * other batch is kept for judging. With few of them all serve for both. */
 enum { FEW_SAMPLES = 8 };
 
-static bool is_judged(const lplb__job *job, int64_t sample) {
-    return job->samples < FEW_SAMPLES || sample % 2;
+/* How many serve for judging; 1 where only a sum is known. */
+static int64_t judged_samples(const lplb__job *job) {
+    if (job->samples >= FEW_SAMPLES) return job->samples / 2;
+    return job->samples ? job->samples : 1;
 }
 static bool is_placed(const lplb__job *job, int64_t sample) {
     return job->samples < FEW_SAMPLES || sample % 2 == 0;
@@ -41,14 +43,25 @@ static int32_t ranks_in_use(const lplb_placement *p, const int32_t *row) {
     return used;
 }
 
-/* Imbalance by (sample, layer) over the ranks that are alive: a rank that came back empty counts
- * as idle here, while lplb_placement_imbalance leaves it out. */
+/* [judged][L][E], in out->chosen_load where they do not lie so already. */
+static const int64_t *judged_loads(const lplb__job *job, lplb__proposal *out) {
+    int64_t cells = (int64_t)job->from->layers * job->from->experts, n = 0;
+    if (!job->samples) return job->load;
+    if (job->samples < FEW_SAMPLES) return job->sample;
+    for (int64_t k = 1; k < job->samples; k += 2)
+        memcpy(out->chosen_load + n++ * cells, job->sample + k * cells,
+               (size_t)cells * sizeof *job->sample);
+    return out->chosen_load;
+}
+
+/* Imbalance by (judged sample, layer) over the ranks that are alive: a rank that came back empty
+ * counts as idle here, while lplb_placement_imbalance leaves it out. */
 static lplb_status judge(const lplb_manager_config *config, const lplb__job *job,
-                         const lplb_placement *placement, double *by_sample) {
+                         lplb__proposal *out, const lplb_placement *placement, double *by_sample) {
     lplb__slots s = slots_of(config, job);
-    int64_t samples = job->samples ? job->samples : 1;
+    int64_t samples = judged_samples(job);
     int32_t live = lplb__live_ranks(&s);
-    LPLB_TRY(lplb_placement_imbalance(placement, job->samples ? job->sample : job->load, samples,
+    LPLB_TRY(lplb_placement_imbalance(placement, judged_loads(job, out), samples,
                                       config->even_split ? LPLB_SOLVER_EVEN : LPLB_SOLVER_EXACT,
                                       config->threads, by_sample));
     for (int32_t layer = 0; layer < placement->layers; layer++) {
@@ -63,10 +76,10 @@ static lplb_status judge(const lplb_manager_config *config, const lplb__job *job
 /* Mean over the samples in which the layer had tokens; 0 if there is none. */
 static double layer_mean(const lplb__job *job, const double *by_sample, int32_t layer) {
     double sum = 0;
-    int64_t n = 0, samples = job->samples ? job->samples : 1;
+    int64_t n = 0, samples = judged_samples(job);
     for (int64_t k = 0; k < samples; k++) {
         double value = by_sample[k * job->from->layers + layer];
-        if (value > 0 && is_judged(job, k)) sum += value, n++;
+        if (value > 0) sum += value, n++;
     }
     return n ? sum / (double)n : 0;
 }
@@ -145,7 +158,8 @@ static lplb_status place_chosen(const lplb_manager_config *config, const lplb__j
                                .threads = config->threads,
                                .exact_split = search ? 1 + (config->even_split != 0) : 0,
                                .samples_as_are = search && samples > 1,
-                               .move_cost = search && !job->repair ? config->move_cost : 0};
+                               .move_cost = search && !job->repair ? config->move_cost : 0,
+                               .work = search ? config->work : 0};
     const lplb_manager_hooks *hooks = &config->hooks;
     lplb_status status =
         hooks->place ? hooks->place(hooks->user, &place, out->chosen_load, samples, n, p->experts,
@@ -206,12 +220,12 @@ static int64_t busiest_rank(const lplb_manager_config *config, const lplb__job *
 /* Is the gain more than the noise of the samples? Paired differences, one standard error. */
 static bool gain_is_clear(const lplb__job *job, const lplb__proposal *out, int32_t layer,
                           double min_gain) {
-    int64_t n = 0, samples = job->samples ? job->samples : 1;
+    int64_t n = 0, samples = judged_samples(job);
     int32_t L = job->from->layers;
     double sum = 0, squares = 0;
     for (int64_t k = 0; k < samples; k++) {
         double before = out->by_sample[0][k * L + layer], after = out->by_sample[1][k * L + layer];
-        if (!(before > 0) || !is_judged(job, k)) continue;
+        if (!(before > 0)) continue;
         sum += before - after;
         squares += (before - after) * (before - after);
         n++;
@@ -291,7 +305,7 @@ static void summarise(const lplb__job *job, lplb__proposal *out) {
 
 static lplb_status propose(const lplb_manager_config *config, const lplb__job *job,
                            lplb__proposal *out) {
-    LPLB_TRY(judge(config, job, job->from, out->by_sample[0]));
+    LPLB_TRY(judge(config, job, out, job->from, out->by_sample[0]));
     layer_means(job, out->by_sample[0], out->before);
     int32_t n = choose_layers(config, job, out);
     if (!n) {
@@ -301,13 +315,11 @@ static lplb_status propose(const lplb_manager_config *config, const lplb__job *j
         return LPLB_OK;
     }
     lplb_placement *placed = NULL;
-    int64_t start = lplb__now_ns();
     LPLB_TRY(place_chosen(config, job, out, n, &placed));
-    out->place_ns = lplb__now_ns() - start;
     lplb_status status = merge(config, job, out, n, placed);
     lplb_placement_destroy(placed);
     LPLB_TRY(status);
-    LPLB_TRY(judge(config, job, out->to, out->by_sample[1]));
+    LPLB_TRY(judge(config, job, out, out->to, out->by_sample[1]));
     layer_means(job, out->by_sample[1], out->after);
     count_moves(config, job, out);
     take_layers(config, job, out, n);
@@ -323,13 +335,14 @@ void lplb__propose(const lplb_manager_config *config, const lplb__job *job, lplb
     out->text[0] = '\0';
     out->layers = 0;
     out->mean_before = out->mean_after = 0;
-    out->place_ns = 0;
     memset(out->take, 0, (size_t)L);
     memset(out->moves, 0, (size_t)L * sizeof *out->moves);
     memset(out->after, 0, (size_t)L * sizeof *out->after);
     memcpy(out->to->physical_to_logical, job->from->physical_to_logical,
            (size_t)L * (size_t)job->from->slots * sizeof(int32_t));
+    int64_t start = lplb__now_ns();
     out->status = propose(config, job, out);
+    out->place_ns = lplb__now_ns() - start;
     if (out->status != LPLB_OK) {
         const char *message = lplb_error_message();
         snprintf(out->text, sizeof out->text, "%s", *message ? message : "the place hook failed");

@@ -29,7 +29,7 @@ typedef struct lplb__proposal {
     uint8_t *take;                  /* [L] nonzero: worth moving */
     int32_t layers;                 /* of them */
     double mean_before, mean_after; /* over layers with load, if the taken layers move */
-    int64_t place_ns;
+    int64_t place_ns;               /* judging and placing */
     /* scratch */
     double *by_sample[2]; /* [max(samples, 1)][L] */
     int32_t *chosen;      /* [L] layers to place, then to take */
