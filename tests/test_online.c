@@ -165,7 +165,9 @@ static void test_refusals(void **state) {
         {"manager:colour=1", "manager has no option 'colour'"},
         {"manager:alpha=2", "from 1e-06 to 1"},
         {"manager:keep", "needs a value"},
-        {"manager:algorithm=magic", "search or eplb"},
+        {"manager:season=3", "needs forecast"},
+        {"manager:work=0", "whole number"},
+        {"manager:algorithm=magic", "search, eplb or topology"},
         {"manager+magic", "magic"},
         {"fixed+exact:locality=1", "locality"},
     };

@@ -21,10 +21,10 @@ typedef struct lplb_online_config {
      *             load of the last window=N (as every), or adaptive
      *   manager   the rebalance manager: every=N or adaptive (default), alpha=X or window=N,
      *             samples=N, moves=N a layer, budget=N a rebalance, rate=X, cost=X, gain=X, keep=X,
-     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb, effort=N, work=N (-1 = no
-     *             limit), forecast=N (a forecaster with blocks of N steps), season=N (of N blocks)
-     * 0 policies: eplb:every=500, eplb:every=1000, eplb:adaptive and manager, each +even and
-     * +exact. All but none start from the same round-robin mapping. */
+     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb|topology, effort=N, work=N
+     * (-1 = no limit), forecast=N (a forecaster with blocks of N steps), season=N (of N blocks) 0
+     * policies: eplb:every=500, eplb:every=1000, eplb:adaptive and manager, each +even and +exact.
+     * All but none start from the same round-robin mapping. */
     lplb_replay_config replay;
     int32_t points;          /* of the curves; 0 = 100 */
     double link_bytes_per_s; /* with replay.expert_bytes and token_ns: the manager weighs gain */

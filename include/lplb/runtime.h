@@ -155,22 +155,23 @@ typedef struct lplb_manager_config {
 
     /* What */
     lplb_place_algorithm algorithm;
-    int32_t even_split;          /* 1: tokens split evenly over copies; 0: by the exact plan */
-    int64_t work;                /* what placing a layer may cost the worker, as lplb_place_config
-                                    [30,000 a slot, at least 8,000,000: about 8 ms, times effort];
-                                    < 0 = no limit, the search's full schedule */
-    int32_t effort;              /* of the search, as lplb_place_config */
-    int64_t max_moves_per_layer; /* a rebalance, for SEARCH; < 0 = no limit [P / 8, at least 1] */
-    int64_t max_moves;           /* a rebalance, over layers; < 0 or 0 = no limit */
-    double move_rate;            /* fraction of all slots that may move in 1,000 steps on average;
-                                    what is not used is saved up to max_moves_per_layer of every
-                                    layer, which is also there at first; < 0 = no limit [0.05; no
-                                    limit for EPLB or where the costs below are known] */
-    double move_cost;            /* for SEARCH: imbalance that moving all slots of a layer must
-                                    bring, each move its part [0.8] */
-    double keep_below;           /* layers with less predicted imbalance stay as they are [1.02] */
-    double min_gain;             /* in imbalance, for a layer to move [0.01] */
-    int32_t always;              /* nonzero: adopt every placement, as EPLB in engines does */
+    const lplb_topology *topology; /* for TOPOLOGY; copied; NULL = the default of the shape */
+    int32_t even_split;            /* 1: tokens split evenly over copies; 0: by the exact plan */
+    int64_t work;                  /* what placing a layer may cost the worker, as lplb_place_config
+                                      [30,000 a slot, at least 8,000,000: about 8 ms, times effort];
+                                      < 0 = no limit, the search's full schedule */
+    int32_t effort;                /* of the search, as lplb_place_config */
+    int64_t max_moves_per_layer;   /* a rebalance, for SEARCH; < 0 = no limit [P / 8, at least 1] */
+    int64_t max_moves;             /* a rebalance, over layers; < 0 or 0 = no limit */
+    double move_rate;              /* fraction of all slots that may move in 1,000 steps on average;
+                                      what is not used is saved up to max_moves_per_layer of every
+                                      layer, which is also there at first; < 0 = no limit [0.05; no
+                                      limit for EPLB or where the costs below are known] */
+    double move_cost;              /* for SEARCH: imbalance that moving all slots of a layer must
+                                      bring, each move its part [0.8] */
+    double keep_below; /* layers with less predicted imbalance stay as they are [1.02] */
+    double min_gain;   /* in imbalance, for a layer to move [0.01] */
+    int32_t always;    /* nonzero: adopt every placement, as EPLB in engines does */
     uint64_t seed;
 
     /* Is it worth it: gain (ns saved a step * interval) > hysteresis * cost of moving. All three of
@@ -229,6 +230,13 @@ LPLB_API lplb_status lplb_manager_step_real(lplb_manager *manager, int64_t step,
  * every expert; the message and an event say what is missing. The manager tries again when ranks
  * return and every min_interval steps. A rank that returns has lost its weights. */
 LPLB_API lplb_status lplb_manager_set_dead(lplb_manager *manager, const uint8_t *dead);
+
+/* While no mapping serves every expert: the (layer, expert) pairs without a copy, each with the
+ * slot and rank to load it into (-1 when slots are missing), and how many live slots are lacking in
+ * each layer. *lost [n] is valid until the next call of step, set_dead, reset or restore. 0 and 0
+ * while there is a mapping. */
+LPLB_API int64_t lplb_manager_lost(const lplb_manager *manager, const lplb_move **lost,
+                                   int32_t *missing_slots);
 
 /* The host has brought the weights to this mapping by its own means (reloaded a checkpoint, say):
  * it is validated and in force when this returns; a request or moves under way are dropped. Every

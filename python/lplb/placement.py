@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -230,24 +231,29 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
     weights = None
     if weight_of_sample is not None:
         weights = pointer(weight_of_sample, np.float64, samples, "weight_of_sample")
-    graph = _topology(topology, ranks, slots, experts) if topology is not None else None
-    try:
-        if graph is not None:
-            config.topology = ctypes.cast(graph, ctypes.c_void_p)
+    with _opened_topology(topology, ranks, (slots - experts) // ranks) as graph:
+        config.topology = ctypes.cast(graph, ctypes.c_void_p)
         handle = ctypes.POINTER(c.PlacementStruct)()
         c.check(c.lib().lplb_place(ctypes.byref(config), address(counts), samples, layers,
                                        experts, weights, ctypes.byref(handle)))
-    finally:
-        if graph is not None:
-            c.lib().lplb_topology_destroy(graph)
     return Placement._adopt(handle)
 
 
-def _topology(topology: str | Array, ranks: int, slots: int, experts: int) -> Any:
+@contextlib.contextmanager
+def _opened_topology(topology: str | Array | None, ranks: int, redundant: int) -> Iterator[Any]:
+    """By name or as r2o, for the time of a call; a null pointer for None."""
+    graph = _topology(topology, ranks, redundant) if topology is not None else None
+    try:
+        yield graph
+    finally:
+        if graph is not None:
+            c.lib().lplb_topology_destroy(graph)
+
+
+def _topology(topology: str | Array, ranks: int, redundant: int) -> Any:
     graph = ctypes.POINTER(c.Topology)()
     if isinstance(topology, str):
-        redundant = max(1, (slots - experts) // ranks)
-        c.check(c.lib().lplb_topology_create(topology.encode(), ranks, redundant,
+        c.check(c.lib().lplb_topology_create(topology.encode(), ranks, max(1, redundant),
                                                  ctypes.byref(graph)))
         return graph
     r2o = np.ascontiguousarray(as_integers(topology, "topology"), dtype=np.int32)

@@ -20,13 +20,19 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Array, address, as_integers, as_numpy
-from .placement import Move, Placement
+from .mapping import LostExperts, _dead, digest, moves_of, recover, validate
+from .placement import Move, Placement, _opened_topology
+from .tuning import BatchSizer, PlanCache
+
+__all__ = ["BatchSizer", "Event", "Forecaster", "LostExperts", "Manager", "Monitor", "PlaceRequest",
+           "PlanCache", "Tracker", "advise", "digest", "recover", "validate"]
 
 _STAGES = {"all": -1, "prefill": 0, "decode": 1}
 _MARKS = {"dummy": 0, "missing": 1}
 _KINDS = {"ewma": 0, "window": 1, "stages": 2}
 _MODES = {"adaptive": 0, "periodic": 1}
-_ALGORITHMS = {"eplb": 0, "search": 2}
+_ALGORITHMS = {"eplb": 0, "topology": 1, "search": 2}
+_LATE = {"wait": 0, "postpone": 1}
 
 
 # ---- structs of the C interface, in the order of include/lplb ------------------------------------
@@ -62,12 +68,15 @@ _STAGED = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32)
 _COMMIT = ctypes.CFUNCTYPE(None, c_void_p, c_int32, POINTER(c_int32))
 _DISCARD = ctypes.CFUNCTYPE(None, c_void_p, c_int32)
 _EVENT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(_Event))
+_PLACE = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(c.PlaceConfig), POINTER(c_int64), c_int64,
+                          c_int32, c_int32, POINTER(c_double),
+                          POINTER(POINTER(c.PlacementStruct)))
 
 
 class _Hooks(ctypes.Structure):
     _fields_ = [("user", c_void_p), ("agree", _AGREE), ("stage", _STAGE), ("staged", _STAGED),
                 ("commit", _COMMIT), ("discard", _DISCARD), ("event", _EVENT),
-                ("place", c_void_p)]
+                ("place", _PLACE)]
 
 
 class _ManagerConfig(ctypes.Structure):
@@ -77,7 +86,9 @@ class _ManagerConfig(ctypes.Structure):
                 ("tracker", _TrackerConfig), ("forecaster", c_void_p), ("mode", c_int),
                 ("interval", c_int64), ("min_interval", c_int64), ("max_interval", c_int64),
                 ("shorter_above", c_double), ("longer_below", c_double), ("adopt_lag", c_int64),
-                ("algorithm", c_int), ("even_split", c_int32), ("effort", c_int32),
+                ("step_ns", c_double), ("late", c_int32), ("algorithm", c_int),
+                ("topology", POINTER(c.Topology)), ("even_split", c_int32), ("work", c_int64),
+                ("effort", c_int32),
                 ("max_moves_per_layer", c_int64), ("max_moves", c_int64), ("move_rate", c_double),
                 ("move_cost", c_double), ("keep_below", c_double), ("min_gain", c_double),
                 ("always", c_int32), ("seed", c_uint64), ("expert_bytes", c_int64),
@@ -92,7 +103,8 @@ class _ManagerStats(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in
                 ("steps", "requests", "skipped", "refused", "adopted", "layers_switched", "moves",
                  "moved_bytes", "loaded", "move_failures", "worker_failures", "fallbacks",
-                 "recoveries", "loads_refused", "interval", "place_ns", "wait_ns")]
+                 "recoveries", "loads_refused", "interval", "place_ns", "wait_ns", "waits",
+                 "longest_wait_ns", "postponed", "adopt_lag")]
     _fields_ += [("dead_ranks", c_int32), ("usable", c_int32), ("pending", c_int32),
                  ("variance", c_double), ("balance_loss", c_double),
                  ("predicted_before", c_double), ("predicted_after", c_double)]
@@ -180,6 +192,9 @@ c.PROTOTYPES.update({
     "lplb_manager_step": (c_int, _P, _I64, c_int, _P),
     "lplb_manager_step_real": (c_int, _P, _I64, c_int, _P),
     "lplb_manager_set_dead": (c_int, _P, _P),
+    "lplb_manager_lost": (_I64, _P, POINTER(POINTER(c.Move)), POINTER(c_int32)),
+    "lplb_manager_tracker": (_P, _P),
+    "lplb_manager_forecaster": (_P, _P),
     "lplb_manager_reset": (c_int, _P, POINTER(c.PlacementStruct)),
     "lplb_manager_placement": (c_int, _P, POINTER(POINTER(c.PlacementStruct))),
     "lplb_manager_get_stats": (None, _P, POINTER(_ManagerStats)),
@@ -187,8 +202,6 @@ c.PROTOTYPES.update({
     "lplb_manager_save_bytes": (c_size_t, _P),
     "lplb_manager_save": (c_int, _P, _P, c_size_t),
     "lplb_manager_restore": (c_int, _P, _P, c_size_t),
-    "lplb_placement_copy": (c_int, POINTER(c.PlacementStruct),
-                            POINTER(POINTER(c.PlacementStruct))),
     "lplb_monitor_create": (c_int, POINTER(_MonitorConfig), _P),
     "lplb_monitor_destroy": (None, _P),
     "lplb_monitor_port": (_I32, _P),
@@ -219,6 +232,7 @@ class _Handle:
 
     _prefix = ""
     _handle: int | None = None
+    _owner: Any = None  # keeps alive what the handle is a part of, and destroys it
 
     def _make(self, config: ctypes.Structure) -> None:
         config.struct_size = ctypes.sizeof(config)
@@ -230,7 +244,7 @@ class _Handle:
         return getattr(c.lib(), f"lplb_{self._prefix}_{name}")(*arguments)
 
     def __del__(self) -> None:
-        if self._handle and c._library is not None:
+        if self._handle and self._owner is None and c._library is not None:
             self._call("destroy", self._handle)
             self._handle = None
 
@@ -412,6 +426,38 @@ def _event(e: _Event) -> Event:
                  e.layers, e.moves, e.before, e.after, e.text.decode(errors="replace"))
 
 
+class PlaceRequest(NamedTuple):
+    """What the hook `place` is asked for: the layers that the manager chose, in their order."""
+
+    load: np.ndarray               # int64 [samples][layers][experts]
+    ranks: int
+    slots: int
+    slots_per_rank: np.ndarray | None
+    placement: np.ndarray | None   # int32 [layers][slots] now, where the algorithm is "search"
+    dead_ranks: np.ndarray         # bool [ranks]
+    max_moves: int                 # a layer; < 0 = no limit
+    seed: int
+
+
+def _place_request(config: Any, load: Any, samples: int, layers: int, experts: int
+                   ) -> PlaceRequest:
+    def array(pointer: int | None, kind: Any, n: int) -> np.ndarray | None:
+        if not pointer:
+            return None
+        return np.ctypeslib.as_array(ctypes.cast(pointer, POINTER(kind)), (n,)).copy()
+    now = None
+    if config.from_:
+        struct = ctypes.cast(config.from_, POINTER(c.PlacementStruct))[0]
+        now = array(struct.physical_to_logical, c_int32, layers * config.slots)
+        now = now.reshape(layers, config.slots)
+    dead = array(config.dead_ranks, ctypes.c_uint8, config.ranks)
+    return PlaceRequest(np.ctypeslib.as_array(load, (samples, layers, experts)).copy(),
+                        config.ranks, config.slots,
+                        array(config.slots_per_rank, c_int32, config.ranks), now,
+                        np.zeros(config.ranks, bool) if dead is None else dead != 0,
+                        config.max_moves, config.seed)
+
+
 class Manager(_Saved):
     """Decides when experts move, and keeps a valid mapping in force whatever goes wrong.
 
@@ -426,12 +472,15 @@ class Manager(_Saved):
       commit(layer, row)             use this mapping, int32 [P], from the next batch on
       discard(layer)                 throw the staging area away
       event(event)
+      place(request) -> map          in place of `lplb.place`, on the worker's thread: see
+                                     PlaceRequest; int [layers][slots], -1 = empty
     """
 
     _prefix = "manager"
 
     def __init__(self, layers: int, experts: int, ranks: int, slots: int, *,
-                 algorithm: str = "search", mode: str = "adaptive", tracker: str = "ewma",
+                 algorithm: str = "search", topology: str | Array | None = None,
+                 mode: str = "adaptive", late: str = "wait", tracker: str = "ewma",
                  tracker_options: dict[str, Any] | None = None,
                  forecaster: dict[str, Any] | None = None, initial: Placement | None = None,
                  slots_per_rank: Sequence[int] | None = None, monitor: Monitor | None = None,
@@ -440,7 +489,8 @@ class Manager(_Saved):
                  staged: Callable[[int], Any] | None = None,
                  commit: Callable[[int, np.ndarray], Any] | None = None,
                  discard: Callable[[int], Any] | None = None,
-                 event: Callable[[Event], Any] | None = None, **options: Any) -> None:
+                 event: Callable[[Event], Any] | None = None,
+                 place: Callable[[PlaceRequest], Array] | None = None, **options: Any) -> None:
         known = {name for name, *_ in _ManagerConfig._fields_} - {"struct_size", "hooks"}
         for name in options:
             if name not in known:
@@ -449,6 +499,7 @@ class Manager(_Saved):
         self._monitor = monitor  # outlives the manager
         config = _ManagerConfig(layers=layers, experts=experts, ranks=ranks, slots=slots,
                                 mode=_one_of("mode", mode, _MODES),
+                                late=_one_of("late", late, _LATE),
                                 algorithm=_one_of("algorithm", algorithm, _ALGORITHMS), **options)
         if tracker != "ewma" or tracker_options:
             config.tracker = _tracker_config(layers, experts, tracker, tracker_options or {})
@@ -465,12 +516,16 @@ class Manager(_Saved):
             config.slots_per_rank = address(per_rank)
         if monitor is not None:
             config.monitor = monitor._handle
+        self._tracker_samples = config.tracker.samples or 64
+        self._tracker_rows = 2 if tracker == "stages" else 1
         # The library calls these as long as the manager lives.
-        self._hooks = config.hooks = self._wrap(agree, stage, staged, commit, discard, event)
-        self._make(config)
+        self._hooks = config.hooks = self._wrap(agree, stage, staged, commit, discard, event, place)
+        with _opened_topology(topology, ranks, (slots - experts) // ranks) as table:
+            config.topology = table
+            self._make(config)
 
-    def _wrap(self, agree: Any, stage: Any, staged: Any, commit: Any, discard: Any, event: Any
-              ) -> _Hooks:
+    def _wrap(self, agree: Any, stage: Any, staged: Any, commit: Any, discard: Any, event: Any,
+              place: Any) -> _Hooks:
         slots = self.slots
 
         def guarded(name: str, body: Callable[[], Any]) -> int:
@@ -491,7 +546,22 @@ class Manager(_Saved):
             return guarded("stage", lambda: stage(layer, [
                 Move(m.layer, m.slot, m.expert, m.rank, m.source_rank) for m in moves[:n]]))
 
+        def on_place(_: Any, config: Any, load: Any, samples: int, layers: int, experts: int,
+                     weight: Any, out: Any) -> int:
+            def body() -> None:
+                request = _place_request(config[0], load, samples, layers, experts)
+                placed = place(request)
+                if not isinstance(placed, Placement):
+                    placed = Placement(placed, request.ranks, n_logical_experts=experts,
+                                       slots_per_rank=request.slots_per_rank)
+                copy = POINTER(c.PlacementStruct)()
+                c.check(c.lib().lplb_placement_copy(placed._handle, ctypes.byref(copy)))
+                out[0] = copy
+            return guarded("place", body)
+
         hooks = _Hooks()
+        if place:
+            hooks.place = _PLACE(on_place)
         if agree:
             hooks.agree = _AGREE(on_agree)
         if stage:
@@ -528,16 +598,27 @@ class Manager(_Saved):
         c.check(self._call("step", self._handle, step, at, address(values)))
 
     def set_dead(self, ranks: Sequence[int]) -> None:
-        """Which ranks are dead now. Raises while survivors do not cover every expert."""
-        dead = np.zeros(self.ranks, np.uint8)
-        for r in ranks:
-            if not 0 <= r < self.ranks:
-                raise c.bad(f"dead rank {r} is outside [0, {self.ranks})", c.RANGE)
-            dead[r] = 1
-        c.check(self._call("set_dead", self._handle, address(dead)))
+        """Which ranks are dead now. Raises LostExperts, which carries all that is lost, while
+        survivors do not cover every expert; with load_lost=1 (and the hook stage, whose moves then
+        have source_rank -1) the manager loads them by itself."""
+        dead = _dead(ranks, self.ranks)
+        status = self._call("set_dead", self._handle, address(dead))
+        if status == c.INFEASIBLE:
+            message = c.last_error(status).message
+            raise LostExperts(status, message, *self.lost())
+        c.check(status)
+
+    def lost(self) -> tuple[list[Move], int]:
+        """While no mapping serves every expert: the experts without a copy, each with the slot and
+        rank to load it into (-1 when slots are missing), and the slots missing in each layer."""
+        moves, missing = POINTER(c.Move)(), c_int32()
+        n = self._call("lost", self._handle, ctypes.byref(moves), ctypes.byref(missing))
+        return moves_of(moves, n), missing.value
 
     def reset(self, placement: Placement) -> None:
-        """The host has brought the weights to this mapping by its own means."""
+        """The host has brought the weights to this mapping by its own means, such as a checkpoint
+        loaded anew (`LostExperts.placement`): it is in force, what was under way is dropped. Every
+        rank calls it between the same steps."""
         c.check(self._call("reset", self._handle, placement._handle))
 
     @property
@@ -547,6 +628,26 @@ class Manager(_Saved):
         c.check(self._call("placement", self._handle, ctypes.byref(handle)))
         c.check(c.lib().lplb_placement_copy(handle, ctypes.byref(copy)))
         return Placement._adopt(copy)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The manager's own, to be read; it is fed by `step`."""
+        view = Tracker.__new__(Tracker)
+        view.layers, view.experts = self.layers, self.experts
+        view._samples, view._rows = self._tracker_samples, self._tracker_rows
+        view._owner, view._handle = self, self._call("tracker", self._handle)
+        return view
+
+    @property
+    def forecaster(self) -> Forecaster | None:
+        """The manager's own, to be read; None without one."""
+        handle = self._call("forecaster", self._handle)
+        if not handle:
+            return None
+        view = Forecaster.__new__(Forecaster)
+        view.layers, view.experts = self.layers, self.experts
+        view._owner, view._handle = self, handle
+        return view
 
     @property
     def stats(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ static lplb_status read_work(const char *text, int64_t *out) {
 static lplb_status read_algorithm(const char *text, lplb_manager_config *m) {
     if (!strcmp(text, "search")) m->algorithm = LPLB_PLACE_SEARCH;
     else if (!strcmp(text, "eplb")) m->algorithm = LPLB_PLACE_EPLB;
-    else return LPLB_FAIL(LPLB_INVALID, "algorithm is search or eplb, not '%s'", text);
+    else if (!strcmp(text, "topology")) m->algorithm = LPLB_PLACE_TOPOLOGY;
+    else return LPLB_FAIL(LPLB_INVALID, "algorithm is search, eplb or topology, not '%s'", text);
     return LPLB_OK;
 }
 

@@ -112,6 +112,7 @@ typedef struct lplb__core {
     int64_t sample_capacity;
     int32_t refusing_loads;  /* the last batch was refused */
     int32_t *slots_per_rank; /* [G] own copy, or NULL */
+    lplb_topology *topology; /* own copy, or NULL */
 
     lplb_manager_stats stats;
     int64_t n_events; /* ever; the last LPLB__EVENTS are kept */

@@ -54,39 +54,58 @@ static lplb_status fill_when(lplb_manager_config *c) {
     return LPLB_OK;
 }
 
+/* What EPLB and the topology cannot do, which place anew. */
+static lplb_status check_anew(const lplb_manager_config *c) {
+    if (c->algorithm == LPLB_PLACE_SEARCH) return LPLB_OK;
+    const char *name = c->algorithm == LPLB_PLACE_EPLB ? "EPLB" : "TOPOLOGY";
+    if (c->max_moves_per_layer > 0)
+        return LPLB_FAIL(
+            LPLB_UNSUPPORTED,
+            "%s places anew and cannot limit its moves; leave max_moves_per_layer 0 or "
+            "use SEARCH",
+            name);
+    for (int32_t r = 1; c->slots_per_rank && r < c->ranks; r++)
+        if (c->slots_per_rank[r] != c->slots_per_rank[0])
+            return LPLB_FAIL(LPLB_UNSUPPORTED,
+                             "%s wants the same slots on every rank; SEARCH does not", name);
+    if (c->move_cost != 0)
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "%s places anew and weighs no moves; leave move_cost 0 or use SEARCH",
+                         name);
+    if (c->work)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "%s has no work to limit; leave work 0 or use SEARCH",
+                         name);
+    if (c->algorithm == LPLB_PLACE_TOPOLOGY && (c->slots - c->experts) % c->ranks)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "TOPOLOGY: %d slots beyond %d experts do not divide over %d ranks",
+                         c->slots - c->experts, c->experts, c->ranks);
+    return LPLB_OK;
+}
+
 static lplb_status fill_what(lplb_manager_config *c) {
-    if (c->algorithm != LPLB_PLACE_EPLB && c->algorithm != LPLB_PLACE_SEARCH)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "the manager places by EPLB or SEARCH, not %d",
+    if ((unsigned)c->algorithm > LPLB_PLACE_SEARCH)
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "placement algorithm %d does not exist",
                          (int)c->algorithm);
-    if (c->algorithm == LPLB_PLACE_EPLB && c->max_moves_per_layer > 0)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "EPLB places anew and cannot limit its moves; leave "
-                                           "max_moves_per_layer 0 or use SEARCH");
-    if (c->algorithm == LPLB_PLACE_EPLB && c->slots_per_rank)
-        for (int32_t r = 1; r < c->ranks; r++)
-            if (c->slots_per_rank[r] != c->slots_per_rank[0])
-                return LPLB_FAIL(LPLB_UNSUPPORTED,
-                                 "EPLB wants the same slots on every rank; SEARCH does not");
+    if (c->topology && c->algorithm != LPLB_PLACE_TOPOLOGY)
+        return LPLB_FAIL(LPLB_INVALID, "a topology goes with the algorithm TOPOLOGY only");
+    LPLB_TRY(check_anew(c));
     if (c->always && c->max_moves > 0)
         return LPLB_FAIL(LPLB_INVALID, "always adopts every placement whole; it goes with no "
                                        "max_moves");
     fill(&c->max_moves_per_layer, c->slots < 16 ? 1 : c->slots / 8);
     if (c->always && c->move_rate > 0)
         return LPLB_FAIL(LPLB_INVALID, "always adopts every placement; it goes with no move_rate");
-    if (c->algorithm == LPLB_PLACE_EPLB && c->move_cost != 0)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "EPLB places anew and weighs no moves; leave move_cost "
-                                           "0 or use SEARCH");
-    bool unlimited = c->algorithm == LPLB_PLACE_EPLB || c->always || c->expert_bytes;
+    bool search = c->algorithm == LPLB_PLACE_SEARCH;
+    bool unlimited = !search || c->always || c->expert_bytes;
     fill_real(&c->move_rate, unlimited ? -1 : 0.05);
     if (!(c->move_rate <= 1e6))
         return LPLB_FAIL(LPLB_RANGE, "move_rate %g must be a fraction of the slots", c->move_rate);
     fill_real(&c->move_cost, 0.8);
     if (!(c->move_cost > 0 && c->move_cost <= 1e6))
         return LPLB_FAIL(LPLB_RANGE, "move_cost %g is outside (0, 1e6]", c->move_cost);
-    if (c->algorithm == LPLB_PLACE_EPLB && c->work)
-        return LPLB_FAIL(LPLB_UNSUPPORTED, "EPLB has no work to limit; leave work 0 or use SEARCH");
     int64_t brief = 30000 * (int64_t)c->slots;
     fill(&c->work, (brief < 8000000 ? 8000000 : brief) * (c->effort > 0 ? c->effort : 1));
-    if (c->algorithm == LPLB_PLACE_EPLB || c->work < 0) c->work = 0;
+    if (!search || c->work < 0) c->work = 0;
     fill_real(&c->keep_below, 1.02);
     fill_real(&c->min_gain, 0.01);
     if (!(c->keep_below >= 1 && isfinite(c->keep_below)) || !isfinite(c->min_gain))
@@ -115,7 +134,7 @@ static double worker_ns(const lplb_manager_config *c) {
     double trials = 400.0 * (c->effort > 0 ? c->effort : 1) * c->slots;
     double place = c->work > 0 ? (double)c->work : trials * (c->even_split ? 1e3 : 8e3);
     double judge = (c->even_split ? 10.0 : 170.0) * c->slots * c->tracker.samples;
-    if (c->algorithm == LPLB_PLACE_EPLB) place = 0;
+    if (c->algorithm != LPLB_PLACE_SEARCH) place = 0;
     return c->layers * (place + judge) / (c->threads > 1 ? c->threads : 1);
 }
 

@@ -72,6 +72,13 @@ static lplb_status create_parts(lplb__core *c, const lplb_manager_config *given)
         memcpy(copy, given->slots_per_rank, (size_t)config->ranks * sizeof *copy);
         config->slots_per_rank = c->slots_per_rank = copy;
     }
+    if (config->algorithm == LPLB_PLACE_TOPOLOGY) {
+        const lplb_topology *t = given->topology;
+        int32_t redundant = (config->slots - config->experts) / config->ranks;
+        LPLB_TRY(t ? lplb_topology_from_r2o(t->r2o, t->group_size, t->redundant, &c->topology)
+                   : lplb_topology_create("", config->ranks, redundant, &c->topology));
+        config->topology = c->topology;
+    }
     LPLB_TRY(lplb_tracker_create(&config->tracker, &c->tracker));
     if (given->forecaster) {
         lplb_forecaster_config f = *given->forecaster;
@@ -168,6 +175,7 @@ void lplb__core_destroy(lplb__core *c) {
     lplb_placement_destroy(c->repair);
     lplb_placement_destroy(c->proposal.to);
     lplb_placement_destroy(c->job.from);
+    lplb_topology_destroy(c->topology);
     lplb__free(c->slots_per_rank);
     lplb__arena_destroy(&c->arena);
     lplb__free(c);

@@ -38,6 +38,11 @@ static uint64_t config_digest(const lplb_manager_config *c, const int32_t *offse
                            c->move_rate,     c->move_cost};
     uint64_t hash = lplb__hash(whole, sizeof whole, 0);
     hash = lplb__hash(real, sizeof real, hash);
+    if (c->topology)
+        hash = lplb__hash(c->topology->r2o,
+                          (size_t)c->topology->group_size * (size_t)c->topology->redundant *
+                              sizeof *c->topology->r2o,
+                          hash);
     return lplb__hash(offset, ((size_t)c->ranks + 1) * sizeof *offset, hash);
 }
 

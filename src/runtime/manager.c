@@ -293,6 +293,13 @@ lplb_status lplb_manager_set_dead(lplb_manager *m, const uint8_t *dead) {
     return lplb__describe_lost(m->core->lost, m->core->n_lost, m->core->slots_missing);
 }
 
+int64_t lplb_manager_lost(const lplb_manager *m, const lplb_move **lost, int32_t *missing_slots) {
+    bool none = check_manager(m) != LPLB_OK || m->core->usable;
+    *lost = none ? NULL : m->core->lost;
+    *missing_slots = none ? 0 : m->core->slots_missing;
+    return none ? 0 : m->core->n_lost;
+}
+
 lplb_status lplb_manager_reset(lplb_manager *m, const lplb_placement *placement) {
     LPLB_TRY(check_manager(m));
     LPLB_TRY(lplb__core_reset(m->core, placement));

@@ -149,6 +149,7 @@ static lplb_status place_chosen(const lplb_manager_config *config, const lplb__j
                                .slots_per_rank = config->slots_per_rank,
                                .nodes = config->nodes,
                                .groups = config->groups,
+                               .topology = config->topology,
                                .from = part,
                                .max_moves = move_limit(config, job),
                                .dead_ranks = job->dead,

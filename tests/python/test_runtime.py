@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import lplb
-from lplb.runtime import Forecaster, Manager, Monitor, Tracker, advise
+from lplb.runtime import (BatchSizer, Forecaster, LostExperts, Manager, Monitor, PlanCache,
+                          Tracker, advise, recover, validate)
 
 L, E, G, P = 2, 16, 4, 24
 
@@ -193,3 +194,121 @@ def test_advise(tmp_path):
     assert b["measures"] == a["measures"]
     with pytest.raises(lplb.InputError):
         advise(counts, 3)
+
+
+def test_recover_names_everything_that_is_lost():
+    before = make().placement
+    after = recover(before, [3])
+    assert (after.physical_to_logical_map[:, 18:] == -1).all()
+    validate(after, [3])
+    with pytest.raises(lplb.Error, match="rank 3"):
+        validate(before, [3])
+    contiguous = lplb.Placement(np.tile(np.repeat(np.arange(E), 2)[:P], (L, 1)), 4,
+                                n_logical_experts=12)
+    with pytest.raises(LostExperts) as failure:
+        recover(contiguous, [0])  # experts 0 to 2 lived on rank 0 alone
+    lost = failure.value
+    assert {(m.layer, m.expert) for m in lost.experts} == {(l, e) for l in range(L)
+                                                           for e in range(3)}
+    assert lost.missing_slots == 0 and all(m.source_rank == -1 for m in lost.experts)
+    for m in lost.experts:
+        assert lost.placement.physical_to_logical_map[m.layer, m.slot] == m.expert
+        assert m.rank == m.slot // 6 != 0
+    validate(lost.placement, [0])
+    with pytest.raises(LostExperts) as failure:
+        recover(contiguous, [0, 1, 2])
+    assert failure.value.missing_slots == 6 and failure.value.placement is None
+    assert len(failure.value.experts) == 9 * L
+    with pytest.raises(lplb.InputError, match="dead rank 9"):
+        recover(contiguous, [9])
+
+
+def test_lost_experts_of_a_manager():
+    initial = lplb.Placement(np.tile(np.repeat(np.arange(12), 2), (L, 1)), G)
+    loaded = []
+
+    def manager(**options):
+        return Manager(L, 12, G, P, initial=initial, interval=40, min_interval=20, **options)
+
+    m = manager()
+    assert m.lost() == ([], 0)
+    with pytest.raises(LostExperts) as failure:
+        m.set_dead([0])
+    lost = failure.value
+    assert len(lost.experts) == 3 * L and (lost.experts, lost.missing_slots) == m.lost()
+    with pytest.raises(LostExperts):
+        recover(initial, [0])
+    try:
+        recover(initial, [0])
+    except LostExperts as again:
+        m.reset(again.placement)  # its weights were loaded by the host
+    assert m.lost() == ([], 0) and "reset" in {e.kind for e in m.events()}
+    m = manager(load_lost=1, stage=lambda layer, moves: loaded.extend(moves))
+    m.set_dead([0])  # loads what is lost by itself
+    assert {(x.layer, x.expert) for x in loaded} == {(l, e) for l in range(L) for e in range(3)}
+    assert all(x.source_rank == -1 for x in loaded) and m.stats["loaded"] == 3 * L
+    validate(m.placement, [0])
+    with pytest.raises(LostExperts, match="slots are missing") as failure:
+        m.set_dead([0, 1, 2])
+    assert failure.value.missing_slots == 6 and m.lost()[1] == 6
+
+
+def test_manager_reads_and_places():
+    asked = []
+
+    def place(request):
+        asked.append(request)
+        return lplb.place(request.load, request.ranks, request.slots, algorithm="eplb")
+
+    m = make(place=place, always=1, tracker="window", tracker_options={"window": 30, "samples": 4})
+    data = batches(8, 90)
+    for step, batch in enumerate(data):
+        m.step(step, batch)
+    assert asked and asked[0].load.shape[1:] == (L, E) and asked[0].placement.shape == (L, P)
+    assert m.stats["adopted"] >= 1 and m.stats["adopt_lag"] == 5
+    assert np.allclose(m.tracker.mean(), data[-30:].mean(0))
+    assert m.tracker.samples().shape == (4, L, E) and m.forecaster is None
+    f = make(forecaster={"block": 10})
+    for step, batch in enumerate(data):
+        f.step(step, batch)
+    assert f.forecaster.predict()[0].shape == (L, E)
+    with pytest.warns(RuntimeWarning, match="no idea"):
+        broken = make(place=lambda request: (_ for _ in ()).throw(OSError("no idea")), always=1)
+        for step, batch in enumerate(data):
+            broken.step(step, batch)
+    assert broken.stats["worker_failures"] > 0
+
+
+def test_manager_by_topology():
+    m = make(algorithm="topology", topology="torus:2x2", always=1)
+    for step, batch in enumerate(batches(9, 90)):
+        m.step(step, batch)
+    table = m.placement.physical_to_logical_map.reshape(L, G, 6)
+    assert m.stats["adopted"] >= 1
+    for rank, sources in enumerate([[2, 1], [3, 0], [0, 3], [1, 2]]):  # other node, same node
+        for layer in range(L):
+            held = set(table[layer, rank])
+            assert len(held) == 6 and all(held & set(table[layer, r]) for r in sources)
+    with pytest.raises(lplb.InputError):
+        make(topology="ring")
+    with pytest.raises(lplb.InputError):
+        make(late="never")
+    assert make(late="postpone").stats["postponed"] == 0
+
+
+def test_tuning():
+    sizer = BatchSizer(1000, 100, 4000)
+    assert [sizer.update(1_000_000) for _ in range(4)] == [1000, 1000, 1250, 1250]
+    for _ in range(3):
+        sizer.update(50_000_000)
+    assert sizer.size == 1000 and (sizer.grown, sizer.shrunk) == (1, 1)
+    with pytest.raises(lplb.InputError):
+        BatchSizer(10, 100, 4000)
+    cache = PlanCache([[0, 1], [1], [0]], 2, capacity=2, quantum=10)
+    first, hit = cache.solve([100, 30, 20])
+    assert not hit and first.outcome == "optimal" and first.max_load == 75
+    near, hit = cache.solve([102, 30, 20])
+    assert hit and near.outcome == "feasible" and near.loads.sum() == 152
+    assert cache.stats["hits"] == 1 and cache.stats["exact_hits"] == 0
+    with pytest.raises(lplb.InputError, match="shape"):
+        cache.solve([1, 2])
