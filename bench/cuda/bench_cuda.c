@@ -84,18 +84,28 @@ static double time_graph(body *work, void *context) {
 /* ---- where the time goes: only in a build with LPLB_CUDA_STAMPS ---- */
 
 #ifdef LPLB_CUDA_STAMPS
+/* Of each stage: cycles in the first block, and the most in any. */
 static void print_stamps(const lplb_cuda_planner *planner, const char *name) {
-    static const char *const stages[] = {"begin",       "count", "share", "totals",
-                                         "plan|number", "wait",  "ways",  "map|results"};
-    lplb__cuda_memory memory;
+    enum { BLOCKS = LPLB__CUDA_MAX_BLOCKS, POINTS = 10 };
+    static const char *const stages[POINTS - 1] = {"begin|number", "wait",   "hand over",
+                                                   "share",        "totals", "plan",
+                                                   "wait",         "ways",   "map|results"};
+    static lplb__cuda_memory memory;
     gpu_fetch(&memory, lplb_cuda_report_address(planner), 1, sizeof memory);
     for (int role = 0; role < 2; role++) {
         printf("  %s, cycles of %s:", name, role ? "the first id warp" : "the first planning warp");
-        int64_t last = memory.stamp[role][0];
-        for (int i = 1; i <= 8; i++) {
-            if (memory.stamp[role][i] < last) continue; /* not passed in this step */
-            printf(" %s %lld", stages[i - 1], (long long)(memory.stamp[role][i] - last));
-            last = memory.stamp[role][i];
+        for (int i = 1; i < POINTS; i++) {
+            int64_t first = 0, most = 0;
+            for (int b = 0; b < BLOCKS; b++) {
+                const int64_t *stamp = memory.stamp[b][role];
+                int before = i - 1;
+                while (before > 0 && stamp[before] < stamp[0]) before--;
+                int64_t took = stamp[i] - stamp[before]; /* < 0: not passed in this step */
+                if (b == 0) first = took;
+                if (took > most) most = took;
+            }
+            if (first > 0)
+                printf(" %s %lld-%lld", stages[i - 1], (long long)first, (long long)most);
         }
         printf("\n");
     }

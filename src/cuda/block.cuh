@@ -14,13 +14,14 @@ typedef lplb__cuda_step step;
     ((const type *)(shared_memory() + (a).shared.tables + (a).tables.name))
 #define cold_table(a, name, type) ((const type *)((a).block + (a).tables.name))
 
-/* Where the tokens of an expert go. */
-typedef struct expert_way {
-    int32_t end;       /* tokens below it go to slots & 65535, */
-    uint32_t slots;    /* those from it on to slots >> 16 */
-    uint32_t segments; /* first << 16 | number, when there are more than two */
-    uint32_t unused;
+/* Where the ids of an expert go, numbered within the block's present tile. */
+typedef struct alignas(8) expert_way {
+    int32_t end;    /* ids below it go to slots & 65535, */
+    uint32_t slots; /* those from it on to slots >> 16; int16, -1 = none */
 } expert_way;
+
+/* As slots: there are more than two segments, and end is first << 16 | number of them. */
+enum : uint32_t { MANY_SLOTS = 0x80008000 };
 
 /* Shared by the block. */
 typedef struct block_state {
@@ -35,6 +36,7 @@ typedef struct block_state {
     int64_t scratch[2];      /* totals of the cached batch and of this one, fixed tokens left out */
     int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
     uint64_t turn;           /* of sharing counts with the peers; 0 = that has ended */
+    uint32_t epoch;          /* of sharing counts among blocks */
 } block_state;
 
 static_assert(sizeof(block_state) <= LPLB__CUDA_STATE_BYTES, "make room for it in step.h");
@@ -45,12 +47,18 @@ DEVICE const lplb__cuda_header *header_of(const step &a) {
     return (const lplb__cuda_header *)(shared_memory() + a.shared.tables);
 }
 
-/* Where the time of a step goes (bench/cuda): a point that block 0's warps pass. */
+/* Counts are taken by the warps that look after ids first, which have no part in adding them up
+ * (share.cuh). */
+DEVICE int32_t first_expert(const step &a) {
+    int32_t t = thread_index() - a.solver_warps * 32;
+    return t >= 0 ? t : t + block_threads();
+}
+
+/* Where the time of a step goes (bench/cuda): a point that two of a block's warps pass. */
 DEVICE void stamp(const step &a, int point) {
 #ifdef LPLB_CUDA_STAMPS
     int role = warp_index() == 0 ? 0 : warp_index() == a.solver_warps ? 1 : -1;
-    if (block_index() == 0 && role >= 0 && lane_index() == 0)
-        a.memory->stamp[role][point] = cycles();
+    if (role >= 0 && lane_index() == 0) a.memory->stamp[block_index()][role][point] = cycles();
 #else
     (void)a;
     (void)point;

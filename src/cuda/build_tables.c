@@ -123,6 +123,7 @@ static void list_experts(builder *b) {
                                 .segments = (uint16_t)(end - first),
                                 .slot = {(uint16_t)b->slot[first],
                                          (uint16_t)b->slot[end - first > 1 ? first + 1 : first]}};
+        b->header->segmented += end - first > 2;
     }
     b->offset[p->experts] = h;
     b->hosts = (lplb_hosts){p->ranks, p->experts, b->offset, b->rank};

@@ -94,7 +94,7 @@ static lplb_status launch_kernel(const lplb_cuda_planner *p, const lplb__cuda_st
     lplb__cuda_step step = *from;
     step.stages = LPLB__CUDA_STAGE_SOLVE;
     step.shared = p->ipm.shared;
-    step.clusters = 1;
+    step.blocks = 1;
     step.sources = from->source_counts == p->ipm.counts ? 1 : p->sources;
     step.source = -1; /* rows of others and of our own are all read from where they are */
     cudaLaunchConfig_t launch = {.gridDim = {1, 1, 1},

@@ -74,32 +74,22 @@ lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
     bool counts = step->stages & COUNT;
     int32_t n = counts ? (int32_t)step->n : 0;
     lplb__cuda_shape shape =
-        lplb__cuda_choose_shape(&p->room, n, p->threads / 32 - step->solver_warps);
+        lplb__cuda_choose_shape(n, p->most_blocks, p->threads / 32 - step->solver_warps);
     lplb__cuda_choose_lean(p, step, &shape);
-    int32_t blocks = shape.cluster * shape.clusters, stripe = shape.id_warps * 32;
-    step->block_share = ((n + blocks - 1) / blocks + 31) / 32 * 32;
+    int32_t stripe = shape.id_warps * 32;
+    step->block_share = ((n + shape.blocks - 1) / shape.blocks + 31) / 32 * 32;
     step->rounds = stripe ? (step->block_share + stripe - 1) / stripe : 0;
     if (step->rounds > LPLB__CUDA_KEPT_IDS) step->rounds = LPLB__CUDA_KEPT_IDS;
-    step->clusters = shape.clusters;
+    step->blocks = shape.blocks;
     step->sources = p->sources;
-    cudaLaunchAttribute attribute[2];
-    unsigned attributes = 0;
-    if (shape.cluster > 1) {
-        attribute[0].id = cudaLaunchAttributeClusterDimension;
-        attribute[0].val.clusterDim.x = (unsigned)shape.cluster;
-        attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
-        attributes++;
-    }
-    if (shape.clusters > 1) { /* all blocks at once, or none: they wait for each other */
-        attribute[attributes].id = cudaLaunchAttributeCooperative;
-        attribute[attributes++].val.cooperative = 1;
-    }
-    cudaLaunchConfig_t launch = {.gridDim = {(unsigned)blocks, 1, 1},
+    /* All blocks at once, or none: they wait for each other. */
+    cudaLaunchAttribute together = {.id = cudaLaunchAttributeCooperative, .val.cooperative = 1};
+    cudaLaunchConfig_t launch = {.gridDim = {(unsigned)shape.blocks, 1, 1},
                                  .blockDim = {(unsigned)(step->solver_warps * 32 + stripe), 1, 1},
                                  .dynamicSmemBytes = step->shared.bytes,
                                  .stream = stream,
-                                 .attrs = attribute,
-                                 .numAttrs = attributes};
+                                 .attrs = &together,
+                                 .numAttrs = shape.blocks > 1};
     void *arguments[] = {step};
     lplb__cuda_kernel *kernel = step->lean.kind ? lplb__cuda_lean_kernel : lplb__cuda_step_kernel;
     LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)kernel, arguments));

@@ -140,8 +140,7 @@ void lplb__cuda_choose_lean(const lplb_cuda_planner *p, lplb__cuda_step *s,
     enum { SOLVE = LPLB__CUDA_STAGE_SOLVE };
     enum { ALL = SOLVE | LPLB__CUDA_STAGE_COUNT | LPLB__CUDA_STAGE_MAP };
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    if (s->solver != LPLB_SOLVER_EXACT || s->tolerance || s->reuse || s->fixed ||
-        shape->cluster * shape->clusters > 1)
+    if (s->solver != LPLB_SOLVER_EXACT || s->tolerance || s->reuse || s->fixed || shape->blocks > 1)
         return;
     if (s->stages == SOLVE && header->lean_kinds & LPLB__CUDA_LEAN_SOLVE) {
         int32_t warps = solve_warps(header);

@@ -18,7 +18,7 @@ typedef struct source_sum {
 
 DEVICE int64_t tokens_of_source(const step &a, int32_t s, int32_t e) {
     if (a.source_counts) return a.source_counts[(int64_t)s * a.experts + e];
-    if (!shares_with_peers(a)) return shared_array(a, mine, int32_t)[e];
+    if (!shares_with_peers(a) || s == a.source) return shared_array(a, mine, int32_t)[e];
     int64_t row = words_of_turn(a, state_of(a)->turn) + (int64_t)s * a.peers.row_words;
     return (uint32_t)load_peer_word(a.peers.words + row + LPLB__CUDA_ROW_HEAD + e);
 }
@@ -79,8 +79,8 @@ DEVICE void take_on_ranks(const step &a, local_expert *x, const block_state *sta
     ROLLED
     for (int32_t h = 0; h < x->hosts; h++) {
         int32_t rank = rank_of_host(a, x, h), begin = a.local.rank_begin[rank];
-        source_sum sum = sum_up_sources(a, a.local.source_by_rank, begin,
-                                        a.local.rank_begin[rank + 1], x->e);
+        source_sum sum =
+            sum_up_sources(a, a.local.source_by_rank, begin, a.local.rank_begin[rank + 1], x->e);
         x->room[h] = host_tokens(a, state, x->first_host + h);
         x->before[h] = x->taken[h] = 0;
         if (rank == x->own_rank) take_from(x, h, sum.before, own, 0);
@@ -196,12 +196,16 @@ DEVICE_CALL void make_local_way(const step &a, int32_t e) {
         if (x.taken[h] > 0 && distance_of_host(a, &x, h) == distance)
             number = add_segments(a, &x, state, h, number, &end);
     const uint16_t *slot = shared_array(a, slot, uint16_t) + at.first_segment;
-    expert_way way = {INT32_MAX, slot[0], 0, 0};
+    expert_way way = {INT32_MAX, slot[0]};
+    int32_t base = (int32_t)shared_array(a, base, uint32_t)[e];
     if (number == 2) {
-        way.end = shared_array(a, end, int32_t)[at.first_segment];
+        way.end = shared_array(a, end, int32_t)[at.first_segment] - base;
         way.slots |= (uint32_t)slot[1] << 16;
     } else if (number > 2) {
-        way.segments = (uint32_t)at.first_segment << 16 | (uint32_t)number;
+        way =
+            expert_way{(int32_t)((uint32_t)at.first_segment << 16 | (uint32_t)number), MANY_SLOTS};
+    } else {
+        way.end -= base;
     }
     shared_array(a, way, expert_way)[e] = way;
 }

@@ -24,9 +24,7 @@ DEVICE bool is_gathered(const step &a) { return a.peers.ranks == 0; }
 DEVICE int64_t words_of_turn(const step &a, uint64_t turn) {
     return (int64_t)(turn & 1) * a.peers.turn_words;
 }
-DEVICE int64_t stopped_words(const step &a) {
-    return 2 * a.peers.turn_words;
-}
+DEVICE int64_t stopped_words(const step &a) { return 2 * a.peers.turn_words; }
 
 DEVICE uint64_t peer_word(uint64_t turn, uint32_t value) {
     return (uint64_t)(uint32_t)turn << 32 | value;
@@ -58,37 +56,46 @@ DEVICE void write_row(const step &a) {
     if (thread_index() == 0) beat_begin(a, turn);
     if (turn == 0) return;
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
-        row[LPLB__CUDA_ROW_HEAD + e] =
-            peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads())
+        row[LPLB__CUDA_ROW_HEAD + e] = peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
     if (thread_index() == 0) row[0] = tag_word(a, turn);
 }
 
-/* To all ranks of the node: our part of the experts of every row that is ours to bring. The blocks
- * of the first cluster share the work; thread t takes experts t, t + threads, ..., as
- * share_counts left them to it. */
-DEVICE void push_counts(const step &a) {
+/* To ranks from, from + step, ... of the node: an expert's count in every row that is ours to
+ * bring. */
+DEVICE void push_count(const step &a, int32_t e, uint32_t own, int32_t from, int32_t step) {
     uint64_t turn = state_of(a)->turn;
-    int32_t E = a.experts, blocks = cluster_blocks(), part = (E + blocks - 1) / blocks;
-    int32_t begin = part * block_index(), end = smaller(begin + part, E);
-    if (block_index() >= blocks || turn == 0 || is_gathered(a)) return;
+    if (turn == 0 || is_gathered(a)) return;
     ROLLED
     for (int32_t n = 0; n < a.peers.nodes; n++) {
         int32_t source = n * a.peers.ranks + a.peers.local;
         int64_t row = words_of_turn(a, turn) + (int64_t)source * a.peers.row_words;
-        int32_t first = begin - begin % block_threads() + thread_index();
-        if (first < begin) first += block_threads();
+        uint64_t word = peer_word(turn, own);
+        if (n != a.peers.node) word = rail_of(a, n)[LPLB__CUDA_ROW_HEAD + e];
         ROLLED
-        for (int32_t e = first; e < end; e += block_threads()) {
-            uint64_t word = peer_word(turn, (uint32_t)shared_array(a, mine, int32_t)[e]);
-            if (n != a.peers.node) word = rail_of(a, n)[LPLB__CUDA_ROW_HEAD + e];
-            ROLLED
-            for (int32_t p = 0; p < a.peers.ranks; p++)
-                store_peer_word(a.peers.target[p] + row + LPLB__CUDA_ROW_HEAD + e, word);
-        }
-        if (block_index() == 0 && thread_index() < a.peers.ranks)
-            store_peer_word(a.peers.target[thread_index()] + row,
-                            n != a.peers.node ? rail_of(a, n)[0] : tag_word(a, turn));
+        for (int32_t p = from; p < a.peers.ranks; p += step)
+            store_peer_word(a.peers.target[p] + row + LPLB__CUDA_ROW_HEAD + e, word);
+    }
+}
+
+/* All of mine, by the only block. */
+DEVICE_CALL void push_counts(const step &a) {
+    ROLLED
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads())
+        push_count(a, e, (uint32_t)shared_array(a, mine, int32_t)[e], 0, 1);
+}
+
+/* To all ranks of the node, by the first block: what every row that is ours to bring begins with.
+ */
+DEVICE void push_tag(const step &a) {
+    uint64_t turn = state_of(a)->turn;
+    if (block_index() != 0 || turn == 0 || thread_index() >= a.peers.ranks) return;
+    ROLLED
+    for (int32_t n = 0; n < a.peers.nodes; n++) {
+        int32_t source = n * a.peers.ranks + a.peers.local;
+        int64_t row = words_of_turn(a, turn) + (int64_t)source * a.peers.row_words;
+        store_peer_word(a.peers.target[thread_index()] + row,
+                        n != a.peers.node ? rail_of(a, n)[0] : tag_word(a, turn));
     }
 }
 
@@ -182,8 +189,8 @@ DEVICE void check_tag(const step &a, uint64_t turn, int32_t source) {
     state_of(a)->failed = 1;
 }
 
-/* tokens and before from all sources, thread t the experts t, t + threads, ... False if this thread
- * found that they are not to be had; then the block's state says so too. */
+/* tokens and before of this thread's experts from all sources. False if this thread found that they
+ * are not to be had; then the block's state says so too. */
 DEVICE_CALL bool take_peers(const step &a) {
     block_state *state = state_of(a);
     uint64_t turn = state->turn;
@@ -196,17 +203,17 @@ DEVICE_CALL bool take_peers(const step &a) {
     }
     /* tags fall to the threads with the fewest experts */
     ROLLED
-    for (int32_t s = block_threads() - 1 - thread_index(); s < a.sources; s += block_threads())
+    for (int32_t s = block_threads() - 1 - first_expert(a); s < a.sources; s += block_threads())
         check_tag(a, turn, s);
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) take_words(a, turn, e);
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) take_words(a, turn, e);
     return !state->failed;
 }
 
-/* By the first block, once no block can still ask for the number of this step. */
+/* By one thread of the first block, once no block can still ask for the number of this step. */
 DEVICE void end_turn(const step &a) {
     uint64_t turn = state_of(a)->turn;
-    if (!a.peers.ends || thread_index() != 0) return;
+    if (!a.peers.ends) return;
     if (turn) store_word(&a.peers.turns[0], turn);
     beat_end(a, turn);
 }

@@ -84,11 +84,10 @@ static lplb_status check_device(int32_t device) {
     return LPLB_OK;
 }
 
-static lplb_status read_device(int32_t device, int *sms, int *shared_bytes, int *clusters) {
+static lplb_status read_device(int32_t device, int *sms, int *shared_bytes) {
     LPLB_CUDA_TRY(cudaDeviceGetAttribute(sms, cudaDevAttrMultiProcessorCount, device));
     LPLB_CUDA_TRY(
         cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    LPLB_CUDA_TRY(cudaDeviceGetAttribute(clusters, cudaDevAttrClusterLaunch, device));
     return LPLB_OK;
 }
 
@@ -104,12 +103,12 @@ static int32_t planning_warps(const lplb_cuda_planner *p) {
 }
 
 /* As many threads as shared memory has room for: what it holds for each warp grows with them. */
-static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int clusters) {
+static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes) {
     lplb__cuda_step *s = &p->step;
     for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= LEAST_THREADS;
          p->threads -= THREADS_STEP) {
         s->solver_warps = planning_warps(p);
-        lplb__cuda_share_memory(s, p->threads, clusters ? LPLB__CUDA_MAX_CLUSTER : 1, &s->shared);
+        lplb__cuda_share_memory(s, p->threads, &s->shared);
         if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
     }
     return LPLB_FAIL(LPLB_UNSUPPORTED,
@@ -118,11 +117,10 @@ static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes, int cl
                      s->experts, s->slots, s->ranks, s->shared.bytes, shared_bytes);
 }
 
-/* How many blocks or clusters can run at a time, which those that wait for each other need. */
-static lplb_status measure_room(lplb_cuda_planner *p, int sms, int clusters, int32_t n_sms) {
+/* How many blocks can run at a time, which those that wait for each other need. */
+static lplb_status measure_room(lplb_cuda_planner *p, int sms, int32_t n_sms) {
     const void *kernel = (const void *)lplb__cuda_step_kernel;
     int blocks_per_sm;
-    p->room.sms = n_sms > 0 && n_sms < sms ? n_sms : sms;
     LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        (int)p->step.shared.bytes));
     LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_lean_kernel,
@@ -130,25 +128,9 @@ static lplb_status measure_room(lplb_cuda_planner *p, int sms, int clusters, int
                                        (int)p->step.shared.bytes));
     LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
                                                                 p->step.shared.bytes));
-    p->room.blocks = blocks_per_sm > 0 ? sms : 0;
-    if (!clusters) return LPLB_OK;
-    LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    for (int c = 2; c <= LPLB__CUDA_MAX_CLUSTER; c *= 2) {
-        cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeClusterDimension};
-        attribute.val.clusterDim.x = (unsigned)c;
-        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-        cudaLaunchConfig_t launch = {.gridDim = {(unsigned)c, 1, 1},
-                                     .blockDim = {(unsigned)p->threads, 1, 1},
-                                     .dynamicSmemBytes = p->step.shared.bytes,
-                                     .attrs = &attribute,
-                                     .numAttrs = 1};
-        int most = 0;
-        if (cudaOccupancyMaxActiveClusters(&most, kernel, &launch) != cudaSuccess) {
-            cudaGetLastError(); /* clusters of this size do not exist here */
-            most = 0;
-        }
-        p->room.clusters[c] = most;
-    }
+    p->most_blocks = n_sms > 0 && n_sms < sms ? n_sms : sms;
+    if (p->most_blocks > LPLB__CUDA_MAX_BLOCKS) p->most_blocks = LPLB__CUDA_MAX_BLOCKS;
+    if (blocks_per_sm < 1) p->most_blocks = 1;
     return LPLB_OK;
 }
 
@@ -160,10 +142,13 @@ static int64_t take(int64_t *bytes, int64_t count, size_t item_bytes) {
 
 static lplb_status allocate(lplb_cuda_planner *p) {
     lplb__cuda_step *s = &p->step;
-    int64_t E = s->experts, P = s->slots, most = p->room.blocks;
+    int64_t E = s->experts, P = s->slots;
+    int64_t blocks = lplb__cuda_choose_shape(p->max_ids, p->most_blocks, 1).blocks;
+    if (blocks == 1) blocks = 0; /* it shares with none */
     int64_t block = take(&p->bytes, s->tables.bytes, 1);
     int64_t memory = take(&p->bytes, 1, sizeof(lplb__cuda_memory));
-    int64_t words = take(&p->bytes, most * E, sizeof(uint64_t));
+    int64_t words = take(&p->bytes, blocks * E, sizeof(uint64_t));
+    int64_t sums = take(&p->bytes, blocks * E, 2 * sizeof(uint64_t));
     int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
     int64_t between = take(&p->bytes, s->solver == LPLB_SOLVER_IPM ? E + P : 0, sizeof(int64_t));
     int64_t local = take(&p->bytes, p->local.n, sizeof(int32_t));
@@ -174,6 +159,7 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     s->lean.groups = lplb__cuda_lean_groups(s->ranks);
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
     s->words = (uint64_t *)(p->memory + words);
+    s->sums = (struct word_pair *)(p->memory + sums);
     s->cached = (int64_t *)(p->memory + cached);
     p->ipm.counts = (int64_t *)(p->memory + between);
     p->ipm.split = p->ipm.counts + E;
@@ -228,9 +214,9 @@ static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
 }
 
 static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
-    int sms, shared_bytes, clusters;
+    int sms, shared_bytes;
     lplb__cuda_step *s = &p->step;
-    LPLB_TRY(read_device(c->device, &sms, &shared_bytes, &clusters));
+    LPLB_TRY(read_device(c->device, &sms, &shared_bytes));
     LPLB_TRY(lplb__cuda_size_tables(s->experts, s->slots, s->ranks, &s->tables));
     if (c->speed) {
         LPLB_TRY(LPLB_CALLOC(p->speed, s->ranks));
@@ -240,8 +226,8 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
     LPLB_TRY(lplb__cuda_local_init(p, c));
     p->options_tag = hash_options(p);
     LPLB_TRY(fill_tables(p, c->placement, c->layer));
-    LPLB_TRY(choose_threads(p, shared_bytes, clusters));
-    LPLB_TRY(measure_room(p, sms, clusters, c->n_sms));
+    LPLB_TRY(choose_threads(p, shared_bytes));
+    LPLB_TRY(measure_room(p, sms, c->n_sms));
     if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_init(p, shared_bytes));
     LPLB_TRY(allocate(p));
     LPLB_TRY(send_tables(p, p->stream));

@@ -17,9 +17,9 @@ struct lplb_cuda_planner {
     int64_t max_ids;
     int64_t *speed;       /* [G] or NULL */
     lplb__cuda_step step; /* what all steps share */
-    lplb__cuda_room room;
-    int32_t threads; /* of a block at most */
-    struct {         /* the interior-point method, if that is the solver */
+    int32_t most_blocks;  /* that run at a time and that the step may use */
+    int32_t threads;      /* of a block at most */
+    struct {              /* the interior-point method, if that is the solver */
         lplb_ipm_options options;
         lplb__cuda_shared shared;
         uint32_t shared_bytes;

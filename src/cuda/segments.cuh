@@ -85,7 +85,7 @@ DEVICE void split_by_shares(const step &a, int32_t e, int64_t *x) {
 /* All threads: x and tokens of this source alone. */
 DEVICE_CALL void take_shares(const step &a) {
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) {
         shared_array(a, tokens, int64_t)[e] = shared_array(a, mine, int32_t)[e];
         shared_array(a, before, int64_t)[e] = 0;
         split_by_shares(a, e, shared_array(a, x, int64_t));
@@ -102,14 +102,16 @@ DEVICE int32_t local_end(int64_t end, int64_t before) {
 
 DEVICE void make_way(const step &a, const block_state *state, int32_t e) {
     const lplb__cuda_expert at = table(a, expert, lplb__cuda_expert)[e];
-    expert_way way = {INT32_MAX, (uint32_t)at.slot[0] | (uint32_t)at.slot[1] << 16, 0, 0};
-    int64_t before = shared_array(a, before, int64_t)[e];
+    expert_way way = {INT32_MAX, (uint32_t)at.slot[0] | (uint32_t)at.slot[1] << 16};
     if (at.segments > 2) {
-        way.segments = (uint32_t)at.first_segment << 16 | at.segments;
-    } else if (at.segments == 2) {
-        int64_t tokens = at.hosts == 2 ? host_tokens(a, state, at.first_host)
-                                       : end_of_part(shared_array(a, tokens, int64_t)[e], 0, 2);
-        way.end = local_end(tokens, before);
+        way = expert_way{(int32_t)((uint32_t)at.first_segment << 16 | at.segments), MANY_SLOTS};
+    } else {
+        if (at.segments == 2) {
+            int64_t tokens = at.hosts == 2 ? host_tokens(a, state, at.first_host)
+                                           : end_of_part(shared_array(a, tokens, int64_t)[e], 0, 2);
+            way.end = local_end(tokens, shared_array(a, before, int64_t)[e]);
+        }
+        way.end -= (int32_t)shared_array(a, base, uint32_t)[e];
     }
     shared_array(a, way, expert_way)[e] = way;
 }
@@ -127,18 +129,24 @@ DEVICE void make_segment(const step &a, const block_state *state, int32_t k) {
     if (a.local.nodes) shared_array(a, slot, uint16_t)[k] = at.slot;
 }
 
-/* All threads; a barrier must follow. */
-DEVICE void make_ways(const step &a) {
+DEVICE_CALL void make_segments(const step &a, int32_t from, int32_t threads) {
     const block_state *state = state_of(a);
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+    for (int32_t e = from; e < a.experts; e += threads)
         if (is_local(a, state, e)) make_local_way(a, e);
-        else make_way(a, state, e);
-    }
     ROLLED
-    for (int32_t k = thread_index(); k < header_of(a)->segments; k += block_threads())
+    for (int32_t k = from; k < header_of(a)->segments; k += threads)
         if (!is_local(a, state, table(a, segment, lplb__cuda_segment)[k].expert))
             make_segment(a, state, k);
+}
+
+/* By threads from.. in steps of `threads`; a barrier must follow. */
+DEVICE void make_ways(const step &a, int32_t from, int32_t threads) {
+    const block_state *state = state_of(a);
+    ROLLED
+    for (int32_t e = from; e < a.experts; e += threads) make_way(a, state, e);
+    if (from == 0) shared_array(a, way, expert_way)[a.experts] = expert_way{INT32_MAX, UINT32_MAX};
+    if (header_of(a)->segmented || a.local.nodes) make_segments(a, from, threads);
 }
 
 #endif

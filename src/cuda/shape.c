@@ -6,12 +6,10 @@ static uint32_t take(uint32_t *bytes, int64_t count, size_t item_bytes) {
     return at;
 }
 
-void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32_t cluster,
-                             lplb__cuda_shared *s) {
+void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, lplb__cuda_shared *s) {
     int64_t E = step->experts, P = step->slots, G = step->ranks, warps = threads / 32;
     int64_t components = G / 2 + 1, hot_bytes = step->tables.hot_bytes;
     int64_t solver_warps = step->solver_warps;
-    int64_t rows = cluster > 2 ? cluster : 2;
     uint32_t bytes = 0;
     s->state = take(&bytes, 1, LPLB__CUDA_STATE_BYTES);
     s->tables = take(&bytes, hot_bytes, 1);
@@ -22,15 +20,14 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     s->own = take(&bytes, E, sizeof(uint32_t));
     s->base = take(&bytes, E, sizeof(uint32_t));
     s->mine = take(&bytes, E, sizeof(int32_t));
-    s->way = take(&bytes, E, 16);
+    s->way = take(&bytes, E + 1, sizeof(int64_t));
     s->end = take(&bytes, P, sizeof(int32_t));
     s->slot = take(&bytes, P, sizeof(uint16_t));
     int64_t local = step->local.nodes ? P : 0;
     s->local_before = take(&bytes, local, sizeof(int64_t));
     s->local_taken = take(&bytes, local, sizeof(int32_t));
-    s->rows = take(&bytes, rows * E, sizeof(uint32_t));
-    s->seen = take(&bytes, warps * (E + 1), sizeof(uint32_t));
-    s->number = take(&bytes, warps * (E + 2), sizeof(uint16_t));
+    s->seen = take(&bytes, warps * LPLB__CUDA_SEEN_STRIDE(E), sizeof(uint32_t));
+    s->number = take(&bytes, warps * LPLB__CUDA_NUMBER_STRIDE(E), sizeof(uint16_t));
     s->kept = take(&bytes, (int64_t)LPLB__CUDA_KEPT_IDS * threads, sizeof(uint32_t));
     s->load = take(&bytes, G, sizeof(int64_t));
     s->x = take(&bytes, P, sizeof(int64_t));
@@ -49,12 +46,11 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, int32
     s->bytes = bytes;
 }
 
-/* A block alone needs no barrier between blocks; a cluster's costs less than that of a grid. */
+/* A block alone need not share its counts; many share among them what each id costs. */
 enum {
     SINGLE_BLOCK_IDS = 2048,
-    CLUSTER_BLOCK_IDS = 2048,
-    GRID_CLUSTER = 8,
-    IDS_OF_A_THREAD = 8,
+    BLOCK_IDS = 1024,
+    IDS_OF_A_THREAD = 4,
     LEAST_ID_WARPS = 4,
     NO_ID_WARPS = 12 /* without ids: more hands to read counts and write results */
 };
@@ -66,24 +62,8 @@ static int32_t id_warps(int64_t n, int64_t blocks, int32_t most) {
     return warps < most ? (int32_t)warps : most;
 }
 
-lplb__cuda_shape lplb__cuda_choose_shape(const lplb__cuda_room *room, int64_t n,
-                                         int32_t most_id_warps) {
-    int64_t block_ids = (int64_t)most_id_warps * LPLB__CUDA_LANES * LPLB__CUDA_KEPT_IDS;
-    lplb__cuda_shape shape = {1, 1, 0};
-    for (int32_t c = 2; c <= LPLB__CUDA_MAX_CLUSTER && c <= room->sms && n > SINGLE_BLOCK_IDS;
-         c *= 2) {
-        if (!room->clusters[c]) continue;
-        shape.cluster = c;
-        if (n <= (int64_t)c * CLUSTER_BLOCK_IDS) break;
-    }
-    if (n > shape.cluster * block_ids) { /* more than one tile a block: more clusters */
-        int32_t c = room->clusters[GRID_CLUSTER] ? GRID_CLUSTER : shape.cluster;
-        int64_t clusters = c > 1 ? room->clusters[c] : room->blocks;
-        int64_t needed = (n + c * block_ids - 1) / (c * block_ids);
-        if (clusters > room->sms / c) clusters = room->sms / c;
-        if (clusters > needed) clusters = needed;
-        if (clusters * c > shape.cluster) shape = (lplb__cuda_shape){c, (int32_t)clusters, 0};
-    }
-    shape.id_warps = id_warps(n, (int64_t)shape.cluster * shape.clusters, most_id_warps);
-    return shape;
+lplb__cuda_shape lplb__cuda_choose_shape(int64_t n, int32_t most_blocks, int32_t most_id_warps) {
+    int64_t blocks = n <= SINGLE_BLOCK_IDS ? 1 : (n + BLOCK_IDS - 1) / BLOCK_IDS;
+    if (blocks > most_blocks) blocks = most_blocks;
+    return (lplb__cuda_shape){(int32_t)blocks, id_warps(n, blocks, most_id_warps)};
 }

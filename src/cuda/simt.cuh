@@ -15,15 +15,19 @@
 #include "emulator/simt.h"
 #else
 
-#define DEVICE              static __device__ __forceinline__
-#define DEVICE_CALL         static __device__ __noinline__
-#define KERNEL              extern "C" __global__
+#define DEVICE                static __device__ __forceinline__
+#define DEVICE_CALL           static __device__ __noinline__
+#define KERNEL                extern "C" __global__
 /* The registers of a multiprocessor are for one block of LPLB__CUDA_MAX_THREADS (step.h). */
-#define LPLB__CUDA_BOUNDS   __launch_bounds__(640, 1)
+#define LPLB__CUDA_BOUNDS     __launch_bounds__(640, 1)
 #define LPLB__CUDA_IPM_BOUNDS __launch_bounds__(512, 1) /* LPLB__CUDA_IPM_THREADS (ipm.h) */
-#define LPLB__CUDA_CONSTANT __grid_constant__
+#define LPLB__CUDA_CONSTANT   __grid_constant__
 
 extern __shared__ __align__(16) unsigned char lplb_shared[];
+
+typedef struct alignas(16) word_pair {
+    uint64_t first, second;
+} word_pair;
 
 DEVICE unsigned char *shared_memory() { return lplb_shared; }
 DEVICE int thread_index() { return (int)threadIdx.x; }
@@ -115,42 +119,6 @@ DEVICE bool part_any(int id, int threads, bool predicate) {
     return any != 0;
 }
 
-/* ---- clusters: blocks that see each other's shared memory ---- */
-
-#if __CUDA_ARCH__ >= 900
-DEVICE int cluster_blocks() {
-    int n;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    return n;
-}
-DEVICE int cluster_rank() {
-    int r;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-}
-DEVICE void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-/* Says that we run, of no memory. */
-DEVICE void cluster_arrive_relaxed() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-/* *target of block `rank` of the cluster = value; target is an address in our shared memory */
-DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
-    uint32_t local = (uint32_t)__cvta_generic_to_shared(target), remote;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(value) : "memory");
-}
-#else
-DEVICE int cluster_blocks() { return 1; }
-DEVICE int cluster_rank() { return 0; }
-DEVICE void cluster_arrive() {}
-DEVICE void cluster_arrive_relaxed() {}
-DEVICE void cluster_wait() { __syncthreads(); }
-DEVICE void cluster_store(uint32_t *target, int, uint32_t value) { *target = value; }
-#endif
-
 /* ---- numbers ---- */
 
 /* 1 / x but for the last bit, for normal numbers that have one: shorter than a division. */
@@ -180,6 +148,20 @@ DEVICE uint64_t load_word(const uint64_t *word) {
 DEVICE void store_word(uint64_t *word, uint64_t value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
+/* Two words side by side, each whole by itself. */
+DEVICE word_pair load_words(const word_pair *words) {
+    word_pair value;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(value.first), "=l"(value.second)
+                 : "l"(words)
+                 : "memory");
+    return value;
+}
+DEVICE void store_words(word_pair *words, word_pair value) {
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(words), "l"(value.first),
+                 "l"(value.second)
+                 : "memory");
+}
 /* The same for words that other devices write or read. */
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
     uint64_t value;
@@ -190,7 +172,12 @@ DEVICE void store_peer_word(uint64_t *word, uint64_t value) {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 DEVICE void spin_pause() {}
-DEVICE int64_t cycles() { return clock64(); }
+/* Ordered with barriers and memory. */
+DEVICE int64_t cycles() {
+    int64_t t;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(t)::"memory");
+    return t;
+}
 DEVICE uint64_t clock_ns() {
     uint64_t t;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));

@@ -19,7 +19,7 @@ enum { NARROW_BITS = 30 };
 enum { SOURCES_AT_ONCE = 8 };
 
 /* tokens and before, from counts that the caller has gathered. */
-DEVICE void gather_sources(const step &a, int32_t from, int32_t threads) {
+DEVICE_CALL void gather_sources(const step &a, int32_t from, int32_t threads) {
     int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     ROLLED
     for (int32_t e = from; e < a.experts; e += threads) {
@@ -48,17 +48,41 @@ DEVICE bool agrees(const step &a, int32_t e) {
     return a.source_counts[(int64_t)a.source * a.experts + e] == shared_array(a, mine, int32_t)[e];
 }
 
-/* tokens, before, and load in 32 bits of what cannot move. True if that may not be enough. */
-DEVICE bool take_totals(const step &a) {
+/* Counts above it may be too many for 32 bits. */
+DEVICE int32_t narrow_shift(const step &a) {
+    return NARROW_BITS - 32 + leading_zeros((uint32_t)(a.experts + a.ranks));
+}
+
+/* tokens, before, and load in 32 bits of what cannot move. True if that may not be enough. Here the
+ * blocks' own counts are all there is. */
+DEVICE bool take_own_totals(const step &a) {
+    int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
+    const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
+    int32_t shift = narrow_shift(a);
+    uint32_t large = header_of(a)->speeds != 0; /* they need products of 128 bits */
+    ROLLED
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) {
+        int32_t count = shared_array(a, mine, int32_t)[e];
+        tokens[e] = count;
+        before[e] = 0;
+        large |= (uint32_t)count >> shift;
+        if (expert[e].hosts == 1)
+            atomic_add(&shared_array(a, load, int32_t)[expert[e].rank], count);
+    }
+    return large != 0;
+}
+
+/* The same with the counts of others, and of what is fixed. */
+DEVICE_CALL bool take_totals(const step &a) {
     int64_t *tokens = shared_array(a, tokens, int64_t), *before = shared_array(a, before, int64_t);
     int32_t *load = shared_array(a, load, int32_t);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
-    int32_t shift = NARROW_BITS - 32 + leading_zeros((uint32_t)(a.experts + a.ranks));
-    uint64_t large = header_of(a)->speeds; /* they need products of 128 bits */
+    int32_t shift = narrow_shift(a);
+    uint64_t large = header_of(a)->speeds;
     bool own = !a.source_counts && !shares_with_peers(a);
     if (shares_with_peers(a) && !take_peers(a)) large = 1;
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) {
         if (!agrees(a, e)) {
             report_error(a, LPLB_INVALID, e);
             state_of(a)->failed = 1;
@@ -311,9 +335,8 @@ DEVICE_CALL void solve_components_as_sets(const step &a) {
         s.host = shared_array(a, set_hosts, set_host) + here.first_chunk * LANES + lane_index();
         s.load = shared_array(a, load, int32_t) + here.first_rank;
         s.level = shared_array(a, key, uint64_t) + here.first_rank;
-        int32_t movable =
-            take_experts(&s, cold_table(a, set, lplb__cuda_set) + here.first_movable,
-                         table(a, expert, lplb__cuda_expert), here.movables);
+        int32_t movable = take_experts(&s, cold_table(a, set, lplb__cuda_set) + here.first_movable,
+                                       table(a, expert, lplb__cuda_expert), here.movables);
         take_hosts(&s, cold_table(a, own_chunk, uint32_t) + here.first_chunk,
                    cold_table(a, lane, lplb__cuda_lane) + lane_index(), here.first_rank);
         int32_t limit = solve_sets(&s, movable, &spent);
@@ -405,13 +428,11 @@ DEVICE void add_up_total(const step &a) {
     block_barrier();
 }
 
-/* All threads: everything before the planner itself. False: nothing is left to it. */
-DEVICE bool prepare_plan(const step &a) {
+/* What stands between totals and planner: those that need 64 bits, the plan cache, the even split.
+ * False: nothing is left to the planner. */
+DEVICE_CALL bool settle(const step &a, bool large) {
     block_state *state = state_of(a);
-    if (header_of(a)->engine == LPLB__CUDA_ROWS)
-        clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
-    bool settled = block_any(take_totals(a));
-    if (settled) settle_totals(a);
+    if (large) settle_totals(a);
     if (a.reuse && is_cached(a)) {
         if (state->narrow) reuse_shares<int32_t>(a);
         else reuse_shares<int64_t>(a);
@@ -420,8 +441,18 @@ DEVICE bool prepare_plan(const step &a) {
         return false;
     }
     if (!state->failed && a.solver != LPLB_SOLVER_EVEN && !a.tolerance) return true;
-    if (a.tolerance && !settled) add_up_total(a);
+    if (a.tolerance && !large) add_up_total(a);
     return !(state->narrow ? settle_for_even<int32_t>(a) : settle_for_even<int64_t>(a));
+}
+
+/* All threads: everything before the planner itself. False: nothing is left to it. */
+DEVICE bool prepare_plan(const step &a) {
+    if (header_of(a)->engine == LPLB__CUDA_ROWS)
+        clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
+    bool others = a.source_counts || a.fixed || shares_with_peers(a);
+    bool large = block_any(others ? take_totals(a) : take_own_totals(a));
+    if (!large && !a.reuse && !a.tolerance && a.solver != LPLB_SOLVER_EVEN) return true;
+    return settle(a, large);
 }
 
 /* The first solver_warps warps. */

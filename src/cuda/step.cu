@@ -1,6 +1,6 @@
-/* The kernel of every step: any of count -> share -> solve -> map, in one launch of one block, one
- * cluster of blocks, or several clusters. Every block plans for itself, from the same integers to
- * the same plan, so the counts are all that blocks wait for. */
+/* The kernel of every step: any of count -> share -> solve -> map, in one launch of one block or
+ * several. Every block plans for itself, from the same integers to the same plan, so the counts are
+ * all that blocks wait for. */
 #include "cuda/ids.cuh"
 #include "cuda/ipm.cuh"
 #include "cuda/lean_solve.cuh"
@@ -18,19 +18,20 @@ DEVICE void send_quads(uint32_t to, const quad *source, int32_t quads, int32_t f
     for (int32_t i = from; i < quads; i += threads) send_quad(&target[i], &source[i]);
 }
 
-/* The warps that look after ids: the first tile is sent for, their counters cleared. */
-DEVICE void begin_ids(const step &a, const id_range &range, uint64_t *raw) {
-    if (!(a.stages & LPLB__CUDA_STAGE_COUNT)) return;
-    fetch_tile(a, range, range.begin, raw);
-    if (!(a.stages & LPLB__CUDA_STAGE_MAP)) return;
-    int32_t first = range.warp * 32 + lane_index();
-    clear_quads(a.shared.number, range.threads / 32 * number_stride(a) * 2, first, range.threads);
-    clear_quads(a.shared.seen, range.threads / 32 * (a.experts + 1) * 4, first, range.threads);
+/* The warps that look after ids: the first tile is counted and numbered. */
+DEVICE void begin_ids(const step &a, const id_range &range) {
+    int64_t raw[FETCHED];
+    fetch_ids(a, range, range.begin, 0, raw);
+    clear_numbers(a, range);
+    clear_seen(a, range);
+    number_tile(a, range, range.begin, raw);
 }
 
 /* The warps that plan: tables, gathered counts, everything else that starts from zero. All that is
  * read is under way before anything is waited for. */
-DEVICE void begin_plan(const step &a, uint64_t turn) {
+DEVICE void begin_plan(const step &a) {
+    uint64_t epoch = a.blocks > 1 ? load_word(&a.memory->epoch) + 1 : 0;
+    uint64_t turn = a.peers.turns ? next_turn(a) : 0;
     int32_t t = thread_index(), threads = a.solver_warps * 32;
     int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
     int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
@@ -47,34 +48,39 @@ DEVICE void begin_plan(const step &a, uint64_t turn) {
         state->narrow = 1;
         state->bound_denominator = 1;
         state->turn = turn;
+        state->epoch = (uint32_t)epoch;
         if (a.reuse) state->cached = a.memory->cached;
         if (a.reuse) state->current = a.memory->current;
     }
     await_quads();
 }
 
-/* Tokens of the hosts, by whatever the stages say; meanwhile the other warps number the ids. */
+/* Tokens of the hosts, by other means than a plan. */
+DEVICE_CALL void find_given_split(const step &a) {
+    if (a.stages & LPLB__CUDA_STAGE_SHARES) {
+        take_shares(a);
+        return;
+    }
+    if (block_any(take_totals(a))) settle_totals(a);
+    if (!a.split_in) return;
+    if (thread_index() == 0) state_of(a)->narrow = 0;
+    if (!state_of(a)->failed) take_split(a);
+    if (state_of(a)->failed) {
+        forget_counts(a);
+        block_barrier();
+        split_evenly<int64_t>(a, false);
+    }
+}
+
 DEVICE void find_split(const step &a, const id_range &range) {
-    bool plans = false;
-    if (a.stages & LPLB__CUDA_STAGE_SHARES) take_shares(a);
-    else if (a.stages & LPLB__CUDA_STAGE_SOLVE) plans = prepare_plan(a);
-    else if (block_any(take_totals(a))) settle_totals(a);
-    if (a.split_in) {
-        if (thread_index() == 0) state_of(a)->narrow = 0;
-        if (!state_of(a)->failed) take_split(a);
-        if (state_of(a)->failed) {
-            forget_counts(a);
-            block_barrier();
-            split_evenly<int64_t>(a, false);
-        }
+    if (!(a.stages & LPLB__CUDA_STAGE_SOLVE)) {
+        find_given_split(a);
+        return;
     }
-    stamp(a, 4);
-    if (range.warp < 0) {
-        if (plans) make_plan(a);
-    } else if (a.stages & LPLB__CUDA_STAGE_MAP) {
-        number_tile(a, range);
-    }
+    bool plans = prepare_plan(a);
     stamp(a, 5);
+    if (plans && range.warp < 0) make_plan(a);
+    stamp(a, 6);
 }
 
 /* ---- results of the first block ---- */
@@ -103,12 +109,31 @@ DEVICE void add_to_counter(const step &a, int32_t outcome) {
     else atomic_add((int32_t *)a.counter, a.counter_add);
 }
 
+/* The same in 32 bits. */
+DEVICE int32_t widest_narrow_bound(const step &a, int64_t *most) {
+    int32_t bound = 0, all = 0;
+    ROLLED
+    for (int32_t q = lane_index(); q < a.ranks; q += 32) {
+        int32_t load = shared_array(a, load, int32_t)[q];
+        all = larger(all, load);
+        if (table(a, component_of, uint16_t)[q] == LPLB__CUDA_NO_HOST) bound = larger(bound, load);
+    }
+    *most = warp_max(all);
+    return larger(warp_max(bound), (int32_t)state_of(a)->bound_numerator);
+}
+
+DEVICE_CALL limit widest_bound_of(const step &a, int64_t *most) {
+    return header_of(a)->speeds ? widest_bound<speed_loads>(a, most)
+                                : widest_bound<wide_loads>(a, most);
+}
+
 /* By one warp. */
 DEVICE void write_report(const step &a) {
     const block_state *state = state_of(a);
     int64_t most = 0;
-    limit bound = header_of(a)->speeds ? widest_bound<speed_loads>(a, &most)
-                                       : widest_bound<wide_loads>(a, &most);
+    limit bound = {0, 1};
+    if (state->narrow) bound.numerator = widest_narrow_bound(a, &most);
+    else bound = widest_bound_of(a, &most);
     if (lane_index() != 0) return;
     lplb_cuda_report *report = &a.memory->report;
     bool exact = state->outcome == LPLB_OUTCOME_OPTIMAL;
@@ -122,8 +147,7 @@ DEVICE void write_report(const step &a) {
     report->max_load = most;
     report->bound_numerator = exact ? bound.numerator : 0;
     report->bound_denominator = exact ? bound.denominator : 1;
-    if (exact && !header_of(a)->speeds)
-        report->bound_denominator = header_of(a)->first_speed;
+    if (exact && !header_of(a)->speeds) report->bound_denominator = header_of(a)->first_speed;
 }
 
 DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
@@ -156,7 +180,7 @@ DEVICE void write_gathered(const step &a, int32_t from, int32_t threads) {
 }
 
 /* By threads from.. in steps of `threads`. */
-DEVICE void write_results(const step &a, int32_t from, int32_t threads) {
+DEVICE_CALL void write_results(const step &a, int32_t from, int32_t threads) {
     const block_state *state = state_of(a);
     if (a.gathered) write_gathered(a, from, threads);
     const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
@@ -180,11 +204,10 @@ DEVICE void write_results(const step &a, int32_t from, int32_t threads) {
     if (a.reuse && !state->reused && !state->failed) keep_plan(a, from, threads);
 }
 
-/* What changes between steps, once no block can still ask for the old. */
-DEVICE void advance_memory(const step &a, uint32_t epoch) {
+/* What changes between steps, once all is done. */
+DEVICE_CALL void advance_memory(const step &a) {
     const block_state *state = state_of(a);
     if (thread_index() != 0) return;
-    if (a.clusters > 1) a.memory->epoch = epoch;
     if (shares_with_peers(a)) end_turn(a);
     if (!(a.stages & LPLB__CUDA_STAGE_SOLVE) || !a.reuse || state->reused || state->failed) return;
     a.memory->current = state->cached ? 1 - state->current : 0;
@@ -192,59 +215,50 @@ DEVICE void advance_memory(const step &a, uint32_t epoch) {
 }
 
 /* Counts only: the totals are all there is to write. */
-DEVICE void write_counts(const step &a) {
+DEVICE_CALL void write_counts(const step &a) {
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
+    for (int32_t e = first_expert(a); e < a.experts; e += block_threads())
         a.counts[e] = shared_array(a, mine, int32_t)[e];
 }
 
+/* The warps that look after ids, once the split is known. */
+DEVICE void map_ids(const step &a, const id_range &range) {
+    make_ways(a, range.warp * 32 + lane_index(), range.threads);
+    part_barrier(IDS_BARRIER, range.threads);
+    stamp(a, 8);
+    map_block(a, range);
+}
+
 DEVICE void run_step(const step &a) {
-    uint32_t epoch = 0;
-    uint64_t raw[KEPT];
-    cluster_arrive_relaxed();
-    id_range range = range_of_block(a, cluster_blocks() * a.clusters);
-    if (a.clusters > 1) epoch = (uint32_t)load_word(&a.memory->epoch) + 1;
-    uint64_t turn = range.warp < 0 && a.peers.turns ? next_turn(a) : 0; /* sent for early */
-    if (range.warp < 0) begin_plan(a, turn);
-    else begin_ids(a, range, raw);
-    bool counts = a.stages & LPLB__CUDA_STAGE_COUNT;
+    bool counts = a.stages & LPLB__CUDA_STAGE_COUNT, maps = a.stages & LPLB__CUDA_STAGE_MAP;
+    bool solves = a.stages & LPLB__CUDA_STAGE_SOLVE, first = block_index() == 0;
+    id_range range = range_of_block(a);
+    if (range.warp < 0) begin_plan(a);
+    else if (counts) begin_ids(a, range);
     if (a.source_counts && !counts) gather_sources(a, thread_index(), block_threads());
-    block_barrier();
     stamp(a, 1);
-    if (counts) {
-        count_block(a, range, raw);
-        block_barrier();
-        stamp(a, 2);
-        share_counts(a, epoch);
-        if (a.own_counts) take_own_counts(a);
-        if (shares_with_peers(a)) push_counts(a);
-    } else {
-        cluster_wait();
-    }
-    stamp(a, 3);
-    bool first = block_index() == 0, maps = a.stages & LPLB__CUDA_STAGE_MAP;
-    if (maps || (first && (a.stages & LPLB__CUDA_STAGE_SOLVE))) {
+    block_barrier();
+    stamp(a, 2);
+    if (counts) share_counts(a, range);
+    stamp(a, 4);
+    if (maps || (first && solves)) {
         find_split(a, range);
         block_barrier();
-        stamp(a, 6);
-        if (maps) {
-            make_ways(a);
-            block_barrier();
-            stamp(a, 7);
-            map_block(a, range);
-        }
+        stamp(a, 7);
+        if (maps && range.warp >= 0) map_ids(a, range);
         int32_t writers = maps ? block_threads() - range.threads : block_threads();
-        if (first && thread_index() < writers) write_results(a, thread_index(), writers);
-        if (first && warp_index() == 0 && (a.stages & LPLB__CUDA_STAGE_SOLVE)) write_report(a);
+        bool asked = a.counts || a.split || a.share || a.loads || a.gathered || a.reuse;
+        if (first && asked && thread_index() < writers) write_results(a, thread_index(), writers);
+        if (first && warp_index() == 0 && solves) write_report(a);
     } else if (first && a.peers.row) {
         write_row(a);
     } else if (first && a.counts) {
         write_counts(a);
     }
-    stamp(a, 8);
-    if (!first || (!a.reuse && a.clusters == 1 && !shares_with_peers(a))) return;
+    stamp(a, 9);
+    if (!first || (!a.reuse && !shares_with_peers(a))) return;
     block_barrier();
-    advance_memory(a, epoch);
+    advance_memory(a);
 }
 
 KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT step a) {
@@ -293,5 +307,5 @@ KERNEL void LPLB__CUDA_IPM_BOUNDS lplb__cuda_ipm_kernel(const LPLB__CUDA_CONSTAN
     if (thread_index() == 0) report_ipm(a);
     if (!a.reuse && !shares_with_peers(a)) return;
     block_barrier();
-    advance_memory(a, 0);
+    advance_memory(a);
 }

@@ -26,6 +26,14 @@ enum { LPLB__CUDA_KEPT_IDS = 18 };
 /* Few threads: what all of them do costs a multiprocessor as many turns as it has warps. */
 enum { LPLB__CUDA_MAX_THREADS = 640 };
 
+/* Blocks of a launch; those that share counts have a multiprocessor each. */
+enum { LPLB__CUDA_MAX_BLOCKS = 160 };
+
+/* Numbers of a warp in the arrays seen and number: one for each expert and one for what is none,
+ * up to the next border of 16 bytes. */
+#define LPLB__CUDA_SEEN_STRIDE(experts)   (((experts) + 4) & ~3)
+#define LPLB__CUDA_NUMBER_STRIDE(experts) (((experts) + 8) & ~7)
+
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
@@ -33,16 +41,15 @@ typedef struct lplb__cuda_shared {
     uint32_t edges;                    /* [solver_warps] components' pairs */
     uint32_t tokens;                   /* int64 [E] of all sources */
     uint32_t before;                   /* int64 [E] of the sources before this one */
-    uint32_t own;                      /* uint32 [E] counted by this block */
+    uint32_t own;                      /* uint32 [E] of a tile, or of the later ones */
     uint32_t base;                     /* uint32 [E] counted by the blocks before it */
-    uint32_t way;                      /* [E] where an expert's tokens go */
+    uint32_t way;                      /* [E+1] where an expert's tokens go */
     uint32_t end;                      /* int32 [P] ends of the segments */
     uint32_t slot;                     /* uint16 [P] their slots, with locality */
     uint32_t local_room, local_before; /* int64 [P] of hosts (local.cuh) */
     uint32_t local_taken;              /* int32 [P] */
-    uint32_t rows;                     /* uint32 [cluster][E] counts of the cluster's blocks */
-    uint32_t seen;                     /* uint32 [warps][E+1] lanes with an id */
-    uint32_t number;    /* uint16 [warps][E+2] ids so far; then of the warps before */
+    uint32_t seen;                     /* uint32 [warps][SEEN_STRIDE] lanes with an id */
+    uint32_t number;    /* uint16 [warps][NUMBER_STRIDE] ids so far; then of the warps before */
     uint32_t kept;      /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
     uint32_t load;      /* [G] by position */
     uint32_t x;         /* [P] tokens of each host */
@@ -62,11 +69,12 @@ typedef struct lplb__cuda_shared {
 /* What one planner keeps in device memory between steps, behind lplb_cuda_report. */
 typedef struct lplb__cuda_memory {
     lplb_cuda_report report;
-    uint64_t epoch;  /* steps that exchanged counts between clusters */
+    uint64_t epoch;  /* steps that exchanged counts between blocks */
     int32_t current; /* which of the two cached plans is valid */
     int32_t cached;  /* 0 = none is */
 #ifdef LPLB_CUDA_STAMPS
-    int64_t stamp[2][16]; /* cycles at which the first planning and the first id warp pass */
+    /* [block][role][point]: cycles at which the first planning and the first id warp pass */
+    int64_t stamp[LPLB__CUDA_MAX_BLOCKS][2][16];
 #endif
 } lplb__cuda_memory;
 
@@ -145,9 +153,10 @@ typedef struct lplb__cuda_step {
     const unsigned char *block; /* the tables */
     lplb__cuda_tables tables;
     lplb__cuda_shared shared;
-    uint64_t *words; /* [clusters][E] counts that carry their epoch */
-    int64_t *cached; /* [2][E+P] counts and split of the cached plan */
-    int32_t clusters;
+    uint64_t *words;        /* [E][blocks] counts that carry their epoch */
+    struct word_pair *sums; /* [blocks][E] the same of several blocks (share.cuh) */
+    int64_t *cached;        /* [2][E+P] counts and split of the cached plan */
+    int32_t blocks;
     int32_t solver;
     int64_t tolerance; /* fixed point, 0 = none */
     int64_t reuse;     /* fixed point, 0 = no cache */

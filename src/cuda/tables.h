@@ -111,6 +111,7 @@ typedef struct lplb__cuda_header {
     int32_t largest_ranks, largest_rows; /* of a component: ranks; ranks and movable experts */
     int32_t lean_kinds, lean_groups;     /* 0: the small kernels cannot be used */
     int32_t team_warps[2]; /* that solve a component together, by its ranks and by its rows */
+    int32_t segmented;     /* experts with more than two segments */
     int64_t total_speed, first_speed; /* of all ranks; of the one at position 0 */
 } lplb__cuda_header;
 

@@ -22,15 +22,8 @@ typedef struct emulated_event *cudaEvent_t;
 typedef struct emulated_graph *cudaGraph_t;
 typedef struct emulated_graph *cudaGraphExec_t;
 
-enum cudaDeviceAttr {
-    cudaDevAttrMultiProcessorCount,
-    cudaDevAttrMaxSharedMemoryPerBlockOptin,
-    cudaDevAttrClusterLaunch
-};
-enum cudaFuncAttribute {
-    cudaFuncAttributeMaxDynamicSharedMemorySize,
-    cudaFuncAttributeNonPortableClusterSizeAllowed
-};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal,
@@ -48,14 +41,10 @@ enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 typedef struct dim3 {
     unsigned x, y, z;
 } dim3;
-typedef enum cudaLaunchAttributeID {
-    cudaLaunchAttributeClusterDimension,
-    cudaLaunchAttributeCooperative
-} cudaLaunchAttributeID;
+typedef enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative } cudaLaunchAttributeID;
 typedef struct cudaLaunchAttribute {
     cudaLaunchAttributeID id;
     struct {
-        dim3 clusterDim;
         int cooperative;
     } val;
 } cudaLaunchAttribute;
@@ -79,8 +68,6 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value);
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *kernel,
                                                           int threads, size_t shared_bytes);
-cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *kernel,
-                                           const cudaLaunchConfig_t *config);
 cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device);
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer);
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags);

@@ -12,7 +12,7 @@
 #include "cuda/step.h"
 #include "emulator/simt.h"
 
-/* Small, so that a few thousand ids already need several clusters. */
+/* Small, so that a few thousand ids already need all of them. */
 enum { SMS = 12, SHARED_BYTES = 227 << 10 };
 
 struct captured_work {
@@ -51,18 +51,13 @@ cudaError_t cudaGetDevice(int *device) {
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
-    static const int values[] = {SMS, SHARED_BYTES, 1};
+    static const int values[] = {SMS, SHARED_BYTES};
     *value = values[attribute];
     return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *, int, size_t) {
     *blocks = 1;
-    return cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *,
-                                           const cudaLaunchConfig_t *config) {
-    *clusters = SMS / (int)config->gridDim.x;
     return cudaSuccess;
 }
 
@@ -187,15 +182,12 @@ static void call(const void *arguments) { running(*(const lplb__cuda_step *)argu
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *kernel,
                                 void **arguments) {
     lplb__cuda_step step;
-    int cluster = 1, blocks = (int)config->gridDim.x, threads = (int)config->blockDim.x;
+    int blocks = (int)config->gridDim.x, threads = (int)config->blockDim.x;
     size_t shared_bytes = config->dynamicSmemBytes;
     memcpy(&step, arguments[0], sizeof step);
-    for (unsigned i = 0; i < config->numAttrs; i++)
-        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
-            cluster = (int)config->attrs[i].val.clusterDim.x;
     return submit(config->stream, [=] {
         running = (void (*)(const lplb__cuda_step))kernel;
-        emulated_launch(call, &step, blocks, cluster, threads, shared_bytes);
+        emulated_launch(call, &step, blocks, threads, shared_bytes);
     });
 }
 

@@ -170,19 +170,6 @@ bool emulated_barrier_any(int id, int threads, bool predicate) {
     return barrier->result[turn & 1];
 }
 
-void cluster_arrive() {
-    emulated_cluster *cluster = emulated_self->block->cluster;
-    emulated_self->cluster_turn++;
-    if (++cluster->arrived == (int64_t)cluster->blocks * cluster->threads) {
-        cluster->arrived = 0;
-        cluster->turns++;
-    }
-}
-
-void cluster_wait() {
-    emulated_wait(&emulated_self->block->cluster->turns, emulated_self->cluster_turn);
-}
-
 uint64_t clock_ns() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -191,11 +178,10 @@ uint64_t clock_ns() {
 
 void emulated_seed(uint64_t value) { seed = value; }
 
-void emulated_launch(void (*kernel)(const void *), const void *arguments, int blocks, int cluster,
-                     int threads, size_t shared_bytes) {
+void emulated_launch(void (*kernel)(const void *), const void *arguments, int blocks, int threads,
+                     size_t shared_bytes) {
     machine m;
     std::vector<emulated_block> block((size_t)blocks);
-    std::vector<emulated_cluster> clusters((size_t)(blocks / cluster));
     std::vector<emulated_warp> warps((size_t)(blocks * (threads / 32)));
     std::vector<unsigned char> shared(shared_bytes * (size_t)blocks);
     if (!seed && getenv("LPLB_EMULATOR_SEED"))
@@ -208,16 +194,13 @@ void emulated_launch(void (*kernel)(const void *), const void *arguments, int bl
     m.random = seed * 2 + 1;
     m.fibres.resize((size_t)(blocks * threads));
     for (int b = 0; b < blocks; b++) {
-        emulated_cluster *c = &clusters[(size_t)(b / cluster)];
-        if (b % cluster == 0) *c = {0, 0, cluster, threads, &block[(size_t)b]};
         block[(size_t)b].shared = shared.data() + shared_bytes * (size_t)b;
         block[(size_t)b].index = b;
         block[(size_t)b].threads = threads;
-        block[(size_t)b].cluster = c;
         for (int t = 0; t < threads; t++) {
             size_t i = (size_t)(b * threads + t);
             fibre &f = m.fibres[i];
-            f.thread = {t, &block[(size_t)b], &warps[i / 32], 0, 0, NULL, 0};
+            f.thread = {t, &block[(size_t)b], &warps[i / 32], 0, NULL, 0};
             f.started = f.done = false;
             f.stack = stack + STACK_BYTES * i;
         }

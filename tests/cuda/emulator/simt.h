@@ -16,6 +16,10 @@
 #define LPLB__CUDA_IPM_BOUNDS
 #define LPLB__CUDA_CONSTANT
 
+typedef struct alignas(16) word_pair {
+    uint64_t first, second;
+} word_pair;
+
 struct emulated_warp {
     uint64_t turns; /* completed collectives */
     uint64_t value[2][32];
@@ -28,25 +32,17 @@ struct emulated_barrier {
     bool any, result[2];
 };
 
-struct emulated_cluster {
-    uint64_t turns;
-    int64_t arrived;
-    int blocks, threads;
-    struct emulated_block *first;
-};
-
 struct emulated_block {
     unsigned char *shared;
     int index, threads;
     emulated_barrier barrier[16];
-    emulated_cluster *cluster;
 };
 
 struct emulated_thread {
     int index;
     emulated_block *block;
     emulated_warp *warp;
-    uint64_t warp_turn, cluster_turn;
+    uint64_t warp_turn;
     const uint64_t *wait; /* resume when *wait >= until */
     uint64_t until;
 };
@@ -129,22 +125,14 @@ DEVICE bool part_any(int id, int threads, bool predicate) {
 }
 DEVICE void part_barrier(int id, int threads) { emulated_barrier_any(id, threads, false); }
 
-DEVICE int cluster_blocks() { return emulated_self->block->cluster->blocks; }
-DEVICE int cluster_rank() { return block_index() % cluster_blocks(); }
-void cluster_arrive();
-DEVICE void cluster_arrive_relaxed() { cluster_arrive(); }
-void cluster_wait();
-DEVICE void cluster_store(uint32_t *target, int rank, uint32_t value) {
-    ptrdiff_t at = (unsigned char *)target - shared_memory();
-    memcpy(emulated_self->block->cluster->first[rank].shared + at, &value, sizeof value);
-}
-
 template <typename T> DEVICE T reciprocal(T x) { return 1 / x; }
 
 DEVICE void send_quad(void *shared, const void *global) { memcpy(shared, global, 16); }
 DEVICE void await_quads() {}
 DEVICE uint64_t load_word(const uint64_t *word) { return *word; }
 DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
+DEVICE word_pair load_words(const word_pair *words) { return *words; }
+DEVICE void store_words(word_pair *words, word_pair value) { *words = value; }
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
@@ -159,9 +147,9 @@ DEVICE void atomic_or(uint32_t *at, uint32_t value) { *at |= value; }
 template <typename T> DEVICE void atomic_min(T *at, T value) { *at = value < *at ? value : *at; }
 template <typename T> DEVICE void atomic_max(T *at, T value) { *at = value > *at ? value : *at; }
 
-/* Runs a kernel: blocks in clusters of `cluster`, all at once. Aborts on a deadlock. */
+/* Runs a kernel, all blocks at once. Aborts on a deadlock. */
 void emulated_launch(void (*kernel)(const void *arguments), const void *arguments, int blocks,
-                     int cluster, int threads, size_t shared_bytes);
+                     int threads, size_t shared_bytes);
 /* Order of resuming; 0 = round robin. */
 void emulated_seed(uint64_t seed);
 
