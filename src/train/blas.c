@@ -21,13 +21,12 @@ static bool has_avx512(void) {
 
 void blas_choose_core(char **argv) {
     const char *better = blas_better_core(blas_core(), has_avx512());
-    if (!better || getenv("OPENBLAS_CORETYPE")) return;
-    if (!setenv("OPENBLAS_CORETYPE", better, 0)) execv("/proc/self/exe", argv);
+    bool again = better && !setenv("OPENBLAS_CORETYPE", better, 0);
+    if (getenv("LPLB_TRAIN_STARTED")) return;
+    /* oneDNN's threads spin at every barrier, on a shared machine while others wait for the
+     * processor: GNU's OpenMP reads how long when the program starts. */
+    if (!getenv("OMP_WAIT_POLICY")) again |= !setenv("GOMP_SPINCOUNT", "2000", 0);
+    if (again && !setenv("LPLB_TRAIN_STARTED", "1", 1)) execv("/proc/self/exe", argv);
 }
 
 const char *blas_core(void) { return openblas_get_corename(); }
-
-void blas_share_processors(int ranks) {
-    if (ranks > 1 && !getenv("OPENBLAS_NUM_THREADS") && !getenv("OMP_NUM_THREADS"))
-        openblas_set_num_threads(1);
-}

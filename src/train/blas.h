@@ -16,7 +16,4 @@ void blas_choose_core(char **argv);
 /* The core type in use. */
 const char *blas_core(void);
 
-/* Ranks share the processors, so each computes on one thread unless the user says otherwise. */
-void blas_share_processors(int ranks);
-
 #endif

@@ -400,6 +400,7 @@ static lplb_status load_all(tensor_reader *r, trainer *t) {
     LPLB_TRY(get_replicated(r, t, STATES));
     LPLB_TRY(get_experts(r, t, STATES));
     LPLB_TRY(tensor_get(r, "lplb.selection_bias", REAL_CODE, cells, sizeof(real), t->model->bias));
+    model_keep_weights(t->model);
     return get_manager(r, t, fits);
 }
 
@@ -572,6 +573,7 @@ static lplb_status load_weights(tensor_reader *r, trainer *t) {
     if (tensor_metadata(r, "model")) LPLB_TRY(check_model(r, t));
     LPLB_TRY(get_replicated(r, t, 1));
     LPLB_TRY(get_experts(r, t, 1));
+    model_keep_weights(t->model);
     if (tensor_exists(r, "lplb.selection_bias"))
         return tensor_get_real(r, "lplb.selection_bias", t->model->layout.moe_layers, E,
                                t->model->bias);

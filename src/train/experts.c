@@ -65,6 +65,13 @@ static lplb_status allocate(experts *x, int32_t moe_layers, int32_t slots) {
     LPLB_TRY(LPLB_CALLOC(x->split, slots));
     LPLB_TRY(LPLB_CALLOC(x->weight, moe_layers * x->local_slots * x->expert_items));
     LPLB_TRY(LPLB_CALLOC(x->gradient, moe_layers * x->local_slots * x->expert_items));
+    x->kept_weight = (kept *)(void *)x->weight;
+    if (x->ops->rounds) {
+        char *rounded;
+        LPLB_TRY(LPLB_CALLOC(rounded, moe_layers * x->local_slots * x->expert_items *
+                                          (int64_t)x->ops->kept_bytes));
+        x->kept_weight = (kept *)(void *)rounded;
+    }
     LPLB_TRY(LPLB_CALLOC(x->count, E));
     LPLB_TRY(LPLB_CALLOC(x->all_counts, G * E));
     LPLB_TRY(LPLB_CALLOC(x->slot_count, slots));
@@ -119,11 +126,12 @@ lplb_status experts_create(const model_config *config, const ops *table, lplb__g
 void experts_destroy(experts *x) {
     if (!x) return;
     drop_maps(x);
+    if (x->ops->rounds) lplb__free(x->kept_weight);
     void *blocks[] = {x->maps,   x->split,      x->weight,     x->gradient,
                       x->count,  x->all_counts, x->slot_count, x->all_slot_counts,
                       x->tokens, x->plan,       x->plan_loads, x->plain_loads};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) lplb__free(blocks[i]);
-    buffer *buffers[] = {&x->send, &x->recv, &x->hidden, &x->dgate, &x->dup};
+    buffer *buffers[] = {&x->send, &x->recv, &x->hidden, &x->dgate, &x->dup, &x->draft};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) buffer_free(buffers[i]);
     lplb__free(x);
 }
@@ -156,12 +164,12 @@ void expert_tape_destroy(expert_tape *tape) {
 
 /* ---- who goes where ---- */
 
-/* Shares the counts, plans, and maps kept[] to slots: position[] holds slots after this. */
-static lplb_status choose_slots(experts *x, int32_t layer, const int32_t *kept, int64_t copies,
+/* Shares the counts, plans, and maps chosen[] to slots: position[] holds slots after this. */
+static lplb_status choose_slots(experts *x, int32_t layer, const int32_t *chosen, int64_t copies,
                                 expert_tape *tape) {
     int32_t E = x->config->experts, G = x->group->size;
     lplb_plan *plan = &x->plan[layer];
-    LPLB_TRY(lplb_count_experts(kept, LPLB_INT32, copies, E, 1, x->count));
+    LPLB_TRY(lplb_count_experts(chosen, LPLB_INT32, copies, E, 1, x->count));
     LPLB_TRY(x->group->table->all_gather(x->group, x->count, x->all_counts,
                                          E * (int64_t)sizeof(int64_t)));
     memset(x->tokens, 0, sizeof(int64_t) * (size_t)E);
@@ -175,8 +183,8 @@ static lplb_status choose_slots(experts *x, int32_t layer, const int32_t *kept, 
     double planned = now(CLOCK_MONOTONIC);
     LPLB_TRY(lplb_dispatch_prepare(x->maps[layer].dispatcher, x->all_counts, plan->split,
                                    x->group->rank, x->locality));
-    LPLB_TRY(lplb_dispatch_map(x->maps[layer].dispatcher, kept, LPLB_INT32, copies, tape->position,
-                               LPLB_INT32));
+    LPLB_TRY(lplb_dispatch_map(x->maps[layer].dispatcher, chosen, LPLB_INT32, copies,
+                               tape->position, LPLB_INT32));
     x->plan_seconds += planned - start;
     x->dispatch_seconds += now(CLOCK_MONOTONIC) - planned;
     return LPLB_OK;
@@ -222,8 +230,18 @@ static lplb_status order_rows(experts *x, int64_t copies, expert_tape *tape) {
 
 /* ---- rows between ranks ---- */
 
+/* Room for `items` kept numbers. */
+static lplb_status need(const experts *x, buffer *b, int64_t items) {
+    return buffer_need(b, (items * (int64_t)x->ops->kept_bytes + (int64_t)sizeof(real) - 1) /
+                              (int64_t)sizeof(real));
+}
+
+static kept *at(const experts *x, const buffer *b, int64_t item) {
+    return kept_at(x->ops, (const kept *)(const void *)b->data, item);
+}
+
 /* Received rows lie by source, then slot; the experts want them by slot, then source. */
-static void regroup(const experts *x, const expert_tape *tape, real *by_slot, real *by_source,
+static void regroup(const experts *x, const expert_tape *tape, kept *by_slot, kept *by_source,
                     bool to_slots) {
     int64_t D = x->config->width, G = x->group->size, slot_row = 0;
     for (int32_t s = 0; s < x->local_slots; s++) {
@@ -231,9 +249,10 @@ static void regroup(const experts *x, const expert_tape *tape, real *by_slot, re
         for (int32_t r = 0; r < G; r++) {
             int64_t source_row = source_start, n = tape->segment[s * G + r];
             for (int32_t t = 0; t < s; t++) source_row += tape->segment[t * G + r];
-            size_t bytes = sizeof(real) * (size_t)(n * D);
-            if (n && to_slots) memcpy(by_slot + slot_row * D, by_source + source_row * D, bytes);
-            if (n && !to_slots) memcpy(by_source + source_row * D, by_slot + slot_row * D, bytes);
+            size_t bytes = x->ops->kept_bytes * (size_t)(n * D);
+            kept *a = kept_at(x->ops, by_slot, slot_row * D);
+            kept *b = kept_at(x->ops, by_source, source_row * D);
+            if (n) memcpy(to_slots ? a : b, to_slots ? b : a, bytes);
             slot_row += n;
             source_start += tape->recv_rows[r];
         }
@@ -241,9 +260,9 @@ static void regroup(const experts *x, const expert_tape *tape, real *by_slot, re
 }
 
 /* Rows of D numbers between the ranks, timed: waiting for slower ranks counts. */
-static lplb_status exchange(experts *x, const real *send, const int64_t *sent, real *recv,
+static lplb_status exchange(experts *x, const kept *send, const int64_t *sent, kept *recv,
                             const int64_t *received) {
-    int64_t row_bytes = x->config->width * (int64_t)sizeof(real), rows = 0;
+    int64_t row_bytes = x->config->width * (int64_t)x->ops->kept_bytes, rows = 0;
     double start = now(CLOCK_MONOTONIC);
     LPLB_TRY(x->group->table->all_to_all_rows(x->group, send, sent, recv, received, row_bytes));
     x->comm_seconds += now(CLOCK_MONOTONIC) - start;
@@ -254,43 +273,71 @@ static lplb_status exchange(experts *x, const real *send, const int64_t *sent, r
 }
 
 /* x->send (send order) to rows by slot. */
-static lplb_status send_rows(experts *x, const expert_tape *tape, real *by_slot) {
-    int64_t D = x->config->width;
-    LPLB_TRY(buffer_need(&x->recv, tape->rows * D));
-    LPLB_TRY(exchange(x, x->send.data, tape->send_rows, x->recv.data, tape->recv_rows));
-    regroup(x, tape, by_slot, x->recv.data, true);
+static lplb_status send_rows(experts *x, const expert_tape *tape, kept *by_slot) {
+    LPLB_TRY(need(x, &x->recv, tape->rows * x->config->width));
+    LPLB_TRY(exchange(x, at(x, &x->send, 0), tape->send_rows, at(x, &x->recv, 0), tape->recv_rows));
+    regroup(x, tape, by_slot, at(x, &x->recv, 0), true);
     return LPLB_OK;
 }
 
 /* Rows by slot back to where they came from, in send order. */
-static lplb_status return_rows(experts *x, const expert_tape *tape, real *by_slot, real *out) {
-    int64_t D = x->config->width;
-    LPLB_TRY(buffer_need(&x->recv, tape->rows * D));
-    regroup(x, tape, by_slot, x->recv.data, false);
-    return exchange(x, x->recv.data, tape->recv_rows, out, tape->send_rows);
+static lplb_status return_rows(experts *x, const expert_tape *tape, kept *by_slot, kept *out) {
+    LPLB_TRY(need(x, &x->recv, tape->rows * x->config->width));
+    regroup(x, tape, by_slot, at(x, &x->recv, 0), false);
+    return exchange(x, at(x, &x->recv, 0), tape->recv_rows, out, tape->send_rows);
+}
+
+/* ---- weights ---- */
+
+static int64_t slot_item(const experts *x, int32_t layer, int32_t s) {
+    return ((int64_t)layer * x->local_slots + s) * x->expert_items;
+}
+
+void experts_keep_slot(experts *x, int32_t layer, int32_t s) {
+    int64_t item = slot_item(x, layer, s);
+    x->ops->keep(kept_at(x->ops, x->kept_weight, item), x->weight + item, x->expert_items);
+}
+
+void experts_keep_weights(experts *x) {
+    for (int32_t l = 0; l < x->placement->layers; l++)
+        for (int32_t s = 0; s < x->local_slots; s++) experts_keep_slot(x, l, s);
+}
+
+/* gate, up [F][D] and down [D][F] of a slot */
+static const kept *slot_matrix(const experts *x, int32_t layer, int32_t s, int matrix) {
+    return kept_at(x->ops, x->kept_weight, slot_item(x, layer, s) + matrix * (x->expert_items / 3));
+}
+
+/* Products of one slot at a time that are rounded afterwards. */
+static lplb_status need_draft(experts *x, const expert_tape *tape) {
+    int64_t D = x->config->width, F = x->config->expert_width, widest = 2 * F > D ? 2 * F : D;
+    return x->ops->rounds ? buffer_need(&x->draft, tape->most_slot_rows * widest) : LPLB_OK;
 }
 
 /* ---- forward ---- */
 
-static real *slot_weight(experts *x, int32_t layer, int32_t s) {
-    return x->weight + ((int64_t)layer * x->local_slots + s) * x->expert_items;
-}
-
-static lplb_status compute_forward(experts *x, int32_t layer, expert_tape *tape, real *out) {
+static lplb_status compute_forward(experts *x, int32_t layer, expert_tape *tape) {
+    const ops *o = x->ops;
     int64_t D = x->config->width, F = x->config->expert_width, row = 0;
-    LPLB_TRY(buffer_need(&tape->gate, tape->rows * F));
-    LPLB_TRY(buffer_need(&tape->up, tape->rows * F));
-    LPLB_TRY(buffer_need(&x->hidden, tape->rows * F));
+    LPLB_TRY(need(x, &tape->gate, tape->rows * F));
+    LPLB_TRY(need(x, &tape->up, tape->rows * F));
+    LPLB_TRY(need(x, &x->hidden, tape->rows * F));
+    LPLB_TRY(need_draft(x, tape));
     double start = now(CLOCK_THREAD_CPUTIME_ID);
     for (int32_t s = 0; s < x->local_slots; s++) {
         int64_t n = tape->slot_rows[s];
-        const real *w = slot_weight(x, layer, s), *in = tape->input.data + row * D;
-        real *gate = tape->gate.data + row * F, *up = tape->up.data + row * F;
-        real *hidden = x->hidden.data + row * F;
-        matmul_forward(gate, in, w, n, F, D, 0);
-        matmul_forward(up, in, w + F * D, n, F, D, 0);
-        x->ops->swiglu_forward(hidden, gate, up, n * F);
-        matmul_forward(out + row * D, hidden, w + 2 * F * D, n, D, F, 0);
+        const kept *in = at(x, &tape->input, row * D);
+        kept *gate = at(x, &tape->gate, row * F), *up = at(x, &tape->up, row * F);
+        kept *hidden = at(x, &x->hidden, row * F), *out = at(x, &x->dgate, row * D);
+        real *gates = draft(o, gate, x->draft.data), *ups = draft(o, up, x->draft.data + n * F);
+        real *outs = draft(o, out, x->draft.data);
+        o->linear_forward(gates, in, slot_matrix(x, layer, s, 0), n, F, D, 0);
+        o->linear_forward(ups, in, slot_matrix(x, layer, s, 1), n, F, D, 0);
+        o->keep(gate, gates, n * F);
+        o->keep(up, ups, n * F);
+        o->swiglu_forward(hidden, gate, up, n * F);
+        o->linear_forward(outs, hidden, slot_matrix(x, layer, s, 2), n, D, F, 0);
+        o->keep(out, outs, n * D);
         row += n;
     }
     x->expert_cpu_seconds += now(CLOCK_THREAD_CPUTIME_ID) - start;
@@ -306,54 +353,52 @@ static lplb_status need_positions(expert_tape *tape, int64_t copies) {
     return LPLB_OK;
 }
 
-lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int32_t *kept,
+lplb_status experts_forward(experts *x, int32_t layer, const kept *in, const int32_t *chosen,
                             const real *gate, int64_t N, expert_tape *tape, real *out) {
     int64_t D = x->config->width, K = x->config->topk;
     LPLB_TRY(need_positions(tape, N * K));
-    LPLB_TRY(choose_slots(x, layer, kept, N * K, tape));
+    LPLB_TRY(choose_slots(x, layer, chosen, N * K, tape));
     LPLB_TRY(order_rows(x, N * K, tape));
     x->moved_tokens += tape->copies - tape->send_rows[x->group->rank];
-    LPLB_TRY(buffer_need(&x->send, tape->copies * D));
-    LPLB_TRY(buffer_need(&tape->input, tape->rows * D));
-    LPLB_TRY(buffer_need(&tape->output, tape->copies * D));
-    for (int64_t i = 0; i < N * K; i++)
-        if (tape->position[i] >= 0)
-            memcpy(x->send.data + tape->position[i] * D, in + i / K * D, sizeof(real) * (size_t)D);
-    LPLB_TRY(send_rows(x, tape, tape->input.data));
-    LPLB_TRY(buffer_need(&x->dgate, tape->rows * D)); /* free in the forward: the outputs */
-    LPLB_TRY(compute_forward(x, layer, tape, x->dgate.data));
-    LPLB_TRY(return_rows(x, tape, x->dgate.data, tape->output.data));
-    for (int64_t i = 0; i < N * K; i++) {
-        if (tape->position[i] < 0) continue;
-        const real *row = tape->output.data + tape->position[i] * D;
-        real *sum = out + i / K * D;
-        for (int64_t j = 0; j < D; j++) sum[j] += gate[i] * row[j];
-    }
+    LPLB_TRY(need(x, &x->send, tape->copies * D));
+    LPLB_TRY(need(x, &tape->input, tape->rows * D));
+    LPLB_TRY(need(x, &tape->output, tape->copies * D));
+    x->ops->gather_rows(at(x, &x->send, 0), in, tape->position, N, K, D);
+    LPLB_TRY(send_rows(x, tape, at(x, &tape->input, 0)));
+    LPLB_TRY(need(x, &x->dgate, tape->rows * D)); /* free in the forward: the outputs */
+    LPLB_TRY(compute_forward(x, layer, tape));
+    LPLB_TRY(return_rows(x, tape, at(x, &x->dgate, 0), at(x, &tape->output, 0)));
+    x->ops->combine_rows(out, at(x, &tape->output, 0), tape->position, gate, N, K, D);
     return LPLB_OK;
 }
 
 /* ---- backward ---- */
 
-/* Of the rows dout (by slot): gradients of the weights, and of the input, in place of dout. */
-static lplb_status compute_backward(experts *x, int32_t layer, expert_tape *tape, real *dout) {
+/* Of the rows x->dgate (by slot): gradients of the weights, and of the input, in their place. */
+static lplb_status compute_backward(experts *x, int32_t layer, expert_tape *tape) {
+    const ops *o = x->ops;
     int64_t D = x->config->width, F = x->config->expert_width, row = 0;
-    LPLB_TRY(buffer_need(&x->hidden, tape->rows * F));
-    LPLB_TRY(buffer_need(&x->dup, 2 * tape->most_slot_rows * F));
+    LPLB_TRY(need(x, &x->hidden, tape->rows * F));
+    LPLB_TRY(need(x, &x->dup, 2 * tape->most_slot_rows * F));
+    LPLB_TRY(need_draft(x, tape));
     double start = now(CLOCK_THREAD_CPUTIME_ID);
     for (int32_t s = 0; s < x->local_slots; s++) {
         int64_t n = tape->slot_rows[s];
-        const real *w = slot_weight(x, layer, s), *in = tape->input.data + row * D;
-        real *g = x->gradient + (w - x->weight), *d = dout + row * D;
-        real *gate = tape->gate.data + row * F, *up = tape->up.data + row * F;
-        real *hidden = x->hidden.data, *dgate = x->dup.data, *dup = dgate + n * F;
-        x->ops->swiglu_forward(hidden, gate, up, n * F);
-        matmul_backward_weight(g + 2 * F * D, d, hidden, n, D, F);
-        matmul_backward_input(hidden, d, w + 2 * F * D, n, D, F, 0);
-        x->ops->swiglu_backward(dgate, dup, hidden, gate, up, n * F);
-        matmul_backward_weight(g, dgate, in, n, F, D);
-        matmul_backward_weight(g + F * D, dup, in, n, F, D);
-        matmul_backward_input(d, dgate, w, n, F, D, 0);
-        matmul_backward_input(d, dup, w + F * D, n, F, D, 1);
+        real *g = x->gradient + slot_item(x, layer, s);
+        const kept *in = at(x, &tape->input, row * D), *gate = at(x, &tape->gate, row * F);
+        const kept *up = at(x, &tape->up, row * F);
+        kept *d = at(x, &x->dgate, row * D), *hidden = at(x, &x->hidden, 0);
+        kept *dgate = at(x, &x->dup, 0), *dup = at(x, &x->dup, n * F);
+        real *dhidden = draft(o, hidden, x->draft.data), *din = draft(o, d, x->draft.data);
+        o->swiglu_forward(hidden, gate, up, n * F);
+        o->linear_backward_weight(g + 2 * F * D, d, hidden, n, D, F);
+        o->linear_backward_input(dhidden, d, slot_matrix(x, layer, s, 2), n, D, F, 0);
+        o->swiglu_backward(dgate, dup, dhidden, gate, up, n * F);
+        o->linear_backward_weight(g, dgate, in, n, F, D);
+        o->linear_backward_weight(g + F * D, dup, in, n, F, D);
+        o->linear_backward_input(din, dgate, slot_matrix(x, layer, s, 0), n, F, D, 0);
+        o->linear_backward_input(din, dup, slot_matrix(x, layer, s, 1), n, F, D, 1);
+        o->keep(d, din, n * D);
         row += n;
     }
     x->expert_cpu_seconds += now(CLOCK_THREAD_CPUTIME_ID) - start;
@@ -363,27 +408,13 @@ static lplb_status compute_backward(experts *x, int32_t layer, expert_tape *tape
 lplb_status experts_backward(experts *x, int32_t layer, const real *dout, const real *gate,
                              int64_t N, expert_tape *tape, real *dgate, real *din) {
     int64_t D = x->config->width, K = x->config->topk;
-    LPLB_TRY(buffer_need(&x->send, tape->copies * D));
-    for (int64_t i = 0; i < N * K; i++) {
-        dgate[i] = 0;
-        if (tape->position[i] < 0) continue;
-        const real *row = tape->output.data + tape->position[i] * D, *d = dout + i / K * D;
-        real *send = x->send.data + tape->position[i] * D, dot = 0;
-        for (int64_t j = 0; j < D; j++) {
-            dot += d[j] * row[j];
-            send[j] = gate[i] * d[j];
-        }
-        dgate[i] = dot;
-    }
-    LPLB_TRY(buffer_need(&x->dgate, tape->rows * D));
-    LPLB_TRY(send_rows(x, tape, x->dgate.data));
-    LPLB_TRY(compute_backward(x, layer, tape, x->dgate.data));
-    LPLB_TRY(return_rows(x, tape, x->dgate.data, x->send.data));
-    for (int64_t i = 0; i < N * K; i++) {
-        if (tape->position[i] < 0) continue;
-        const real *row = x->send.data + tape->position[i] * D;
-        real *sum = din + i / K * D;
-        for (int64_t j = 0; j < D; j++) sum[j] += row[j];
-    }
+    LPLB_TRY(need(x, &x->send, tape->copies * D));
+    x->ops->combine_backward(dgate, at(x, &x->send, 0), dout, at(x, &tape->output, 0),
+                             tape->position, gate, N, K, D);
+    LPLB_TRY(need(x, &x->dgate, tape->rows * D));
+    LPLB_TRY(send_rows(x, tape, at(x, &x->dgate, 0)));
+    LPLB_TRY(compute_backward(x, layer, tape));
+    LPLB_TRY(return_rows(x, tape, at(x, &x->dgate, 0), at(x, &x->send, 0)));
+    x->ops->combine_rows(din, at(x, &x->send, 0), tape->position, NULL, N, K, D);
     return LPLB_OK;
 }

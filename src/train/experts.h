@@ -31,13 +31,15 @@ typedef struct experts {
     int32_t first_slot, local_slots;
     /* weights and gradients of the local slots: [moe_layers][local_slots][expert_items] */
     real *weight, *gradient;
+    kept *kept_weight; /* weight for products; weight itself unless ops.rounds */
     int64_t expert_items;
     /* scratch of a call */
-    int64_t *count, *all_counts; /* [E], [ranks][E] */
-    int64_t *slot_count;         /* [slots] copies of mine per slot */
-    int64_t *all_slot_counts;    /* [ranks][slots] */
-    int64_t *tokens;             /* [E] over all ranks */
-    buffer send, recv, hidden, dgate, dup;
+    int64_t *count, *all_counts;           /* [E], [ranks][E] */
+    int64_t *slot_count;                   /* [slots] copies of mine per slot */
+    int64_t *all_slot_counts;              /* [ranks][slots] */
+    int64_t *tokens;                       /* [E] over all ranks */
+    buffer send, recv, hidden, dgate, dup; /* kept numbers */
+    buffer draft;                          /* products of a slot before they are rounded */
     /* what the last forward of each layer did, for metrics */
     lplb_plan *plan;      /* [moe_layers] loads within */
     int64_t *plan_loads;  /* [moe_layers][ranks] planned tokens */
@@ -56,9 +58,10 @@ typedef struct expert_tape {
     int64_t *send_rows, *recv_rows; /* [ranks] */
     int64_t *slot_rows;             /* [local_slots] */
     int64_t *segment;               /* [local_slots][ranks] rows from each source, slot-major */
-    buffer input;                   /* [rows][D] slot-major */
-    buffer gate, up;                /* [rows][F] */
-    buffer output;                  /* [copies][D] in send order, back from the experts */
+    /* kept numbers */
+    buffer input;    /* [rows][D] slot-major */
+    buffer gate, up; /* [rows][F] */
+    buffer output;   /* [copies][D] in send order, back from the experts */
 } expert_tape;
 
 lplb_status experts_create(const model_config *config, const ops *table, lplb__group *group,
@@ -79,8 +82,12 @@ void experts_use_maps(experts *x, int32_t layer, const int32_t *physical_to_logi
 
 void experts_clear_times(experts *x);
 
-/* out[N][D] += sum over k of gate[n][k] * expert(x[n]); kept[N][K] experts or -1. */
-lplb_status experts_forward(experts *x, int32_t layer, const real *in, const int32_t *kept,
+/* After weights changed: products read them from here on. One slot of a layer, and all. */
+void experts_keep_slot(experts *x, int32_t layer, int32_t local_slot);
+void experts_keep_weights(experts *x);
+
+/* out[N][D] += sum over k of gate[n][k] * expert(x[n]); chosen[N][K] experts or -1. */
+lplb_status experts_forward(experts *x, int32_t layer, const kept *in, const int32_t *chosen,
                             const real *gate, int64_t N, expert_tape *tape, real *out);
 
 /* From dout[N][D]: dgate[N][K] overwritten, din[N][D] +=, gradients of the local slots +=. */

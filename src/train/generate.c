@@ -35,8 +35,8 @@ static lplb_status last_logits(trainer *t, const int32_t *token, int64_t n, real
     batch b = {1, t->token, t->target, t->first, 1, 1};
     losses ignored;
     LPLB_TRY(model_forward(m, &b, &ignored));
-    matmul_forward(logit, m->final_norm + (n - 1) * D, m->param + m->layout.head, 1,
-                   m->config.vocab, D, 0);
+    m->ops->linear_forward(logit, kept_at(m->ops, m->final_norm, (n - 1) * D),
+                           kept_at(m->ops, m->weight, m->layout.head), 1, m->config.vocab, D, 0);
     return LPLB_OK;
 }
 

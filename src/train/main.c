@@ -101,7 +101,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "lplb train: %s\n", lplb_error_message());
         return exit_code(status);
     }
-    blas_share_processors(world->size);
+    gemm_share_processors(world->size);
     run_options_default(&options);
     status = parse_arguments(&options, argc, argv);
     int32_t stopped = 0;

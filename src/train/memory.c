@@ -14,6 +14,8 @@
 typedef struct sizes {
     int64_t N, D, E, K, F, kv; /* tokens of a micro-batch, widths */
     int64_t slots;             /* of a rank */
+    int64_t kept;              /* bytes of a number that products read */
+    bool rounds;               /* these are no reals */
 } sizes;
 
 static sizes sizes_of(const memory_input *in, int expert_ranks) {
@@ -24,7 +26,9 @@ static sizes sizes_of(const memory_input *in, int expert_ranks) {
                    .K = c->topk,
                    .F = c->expert_width,
                    .kv = (int64_t)c->width / c->heads * c->kv_heads,
-                   .slots = c->experts / expert_ranks + in->config->redundant};
+                   .slots = c->experts / expert_ranks + in->config->redundant,
+                   .kept = in->config->kept == KEPT_BF16 ? 2 : (int64_t)sizeof(real),
+                   .rounds = in->config->kept == KEPT_BF16};
 }
 
 static void add_activations(const memory_input *in, const sizes *s, const param_layout *p,
@@ -34,23 +38,29 @@ static void add_activations(const memory_input *in, const sizes *s, const param_
     for (int32_t l = 0; l < c->layers; l++) {
         int64_t ffn = p->layer[l].ffn_width;
         widest = ffn > widest ? ffn : widest;
-        bytes[MEMORY_ATTENTION] += r * s->N * (6 * s->D + 2 * s->kv + c->heads + 2);
-        bytes[MEMORY_DENSE] += r * s->N * 2 * ffn;
+        bytes[MEMORY_ATTENTION] +=
+            s->N * (r * (3 * s->D + 2 * s->kv + c->heads + 2) + s->kept * 3 * s->D);
+        bytes[MEMORY_DENSE] += s->kept * s->N * 2 * ffn;
         if (p->layer[l].moe < 0) continue;
         bytes[MEMORY_ROUTER] += s->N * (r * (2 * s->E + s->K + 1) + i4 * 2 * s->K);
         int64_t rows = in->tape ? in->tape[l].experts.most_rows : s->N * s->K;
         bytes[MEMORY_EXPERTS] +=
-            r * (rows * (s->D + 2 * s->F) + s->N * s->K * s->D) + i4 * s->N * s->K;
+            s->kept * (rows * (s->D + 2 * s->F) + s->N * s->K * s->D) + i4 * s->N * s->K;
         int64_t slot_rows = in->tape ? in->tape[l].experts.most_slot_rows : rows / s->slots;
         most = rows > most ? rows : most;
         slot_most = slot_rows > slot_most ? slot_rows : slot_most;
     }
-    bytes[MEMORY_HEAD] = r * s->N * (2 * s->D + c->vocab + 1);
-    bytes[MEMORY_SCRATCH] = r * (s->N * (4 * s->D + 2 * s->kv + 3 * widest + s->E + s->K) +
+    bytes[MEMORY_HEAD] = s->N * (r * (s->D + c->vocab + 1) + s->kept * s->D);
+    bytes[MEMORY_SCRATCH] = r * (s->N * (4 * s->D + 2 * s->kv + s->E + s->K) +
                                  (2 * ATTENTION_ROWS + s->D / c->heads) * c->context) +
-                            i4 * s->N * (s->K + 1);
+                            s->kept * s->N * 3 * widest + i4 * s->N * (s->K + 1);
     bytes[MEMORY_EXCHANGE] =
-        r * (most * (2 * s->D + s->F) + slot_most * 2 * s->F + s->N * s->K * s->D);
+        s->kept * (most * (2 * s->D + s->F) + slot_most * 2 * s->F + s->N * s->K * s->D);
+    if (!s->rounds) return;
+    int64_t operand = s->D > widest ? s->D : widest;
+    operand = operand > c->vocab ? operand : c->vocab;
+    bytes[MEMORY_SCRATCH] += s->N * (s->kept * operand + r * 2 * widest);
+    bytes[MEMORY_EXCHANGE] += r * slot_most * (2 * s->F > s->D ? 2 * s->F : s->D);
 }
 
 /* Sums over ranks hold every rank's piece of the replicated gradients, and the copies' gradients on
@@ -84,6 +94,7 @@ lplb_status memory_predict(const memory_input *in, memory_plan *out) {
     int64_t weights = r * (p.items + (int64_t)p.moe_layers * s.slots * p.expert_items);
     out->bytes[MEMORY_WEIGHTS] = out->bytes[MEMORY_GRADIENTS] = weights;
     out->bytes[MEMORY_MOMENTS] = 2 * weights;
+    if (s.rounds) out->bytes[MEMORY_WEIGHTS] += weights / r * s.kept;
     add_activations(in, &s, &p, out->bytes);
     out->bytes[MEMORY_TRANSIENT] = transient_bytes(in, &s, &p, expert_ranks);
     out->bytes[MEMORY_TEXT] =
@@ -163,7 +174,7 @@ int64_t memory_base(void) {
     real *square = lplb__malloc(2 * sizeof(real) * SIDE * SIDE);
     if (square) {
         memset(square, 0, 2 * sizeof(real) * SIDE * SIDE);
-        matmul_forward(square + SIDE * SIDE, square, square, SIDE, SIDE, SIDE, 0);
+        gemm_nt(SIDE, SIDE, SIDE, square, SIDE, square, SIDE, 0, square + SIDE * SIDE, SIDE);
         lplb__free(square);
     }
     return status_bytes("VmRSS");

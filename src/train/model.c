@@ -6,18 +6,54 @@
 
 /* ---- memory ---- */
 
-/* Called twice: first to add up (base NULL), then to take. */
+/* Everything is laid out twice: first to add up (taking false), then to take. */
+#define FIELD(pointer, items)                                                                      \
+    do {                                                                                           \
+        if (taking) (pointer) = lplb__arena_take(&m->arena, (items), sizeof *(pointer));           \
+        else lplb__arena_reserve(&m->arena, (items), sizeof *(pointer));                           \
+    } while (0)
+#define KEPT(pointer, items)                                                                       \
+    do {                                                                                           \
+        int64_t bytes = (items) * (int64_t)m->ops->kept_bytes;                                     \
+        if (taking) (pointer) = lplb__arena_take(&m->arena, bytes, 1);                             \
+        else lplb__arena_reserve(&m->arena, bytes, 1);                                             \
+    } while (0)
+
+static void lay_out_layer(model *m, int32_t l, layer_tape *t, bool taking) {
+    const model_config *c = &m->config;
+    int64_t N = m->max_batch * c->context, D = c->width, E = c->experts, K = c->topk;
+    int64_t kv = D / c->heads * c->kv_heads;
+    const struct layer_params *p = &m->layout.layer[l];
+    FIELD(t->in, N * D);
+    KEPT(t->norm1, N * D);
+    FIELD(t->rstd1, N);
+    FIELD(t->q, N * D);
+    FIELD(t->k, N * kv);
+    FIELD(t->v, N * kv);
+    FIELD(t->log_sum, N * c->heads);
+    KEPT(t->mixed, N * D);
+    FIELD(t->middle, N * D);
+    KEPT(t->norm2, N * D);
+    FIELD(t->rstd2, N);
+    KEPT(t->gate, N * p->ffn_width);
+    KEPT(t->up, N * p->ffn_width);
+    if (p->moe < 0) return;
+    FIELD(t->route.logit, N * E);
+    FIELD(t->route.score, N * E);
+    FIELD(t->route.log_sum, N);
+    FIELD(t->route.gate, N * K);
+    FIELD(t->route.choice, N * K);
+    FIELD(t->route.kept, N * K);
+    t->route.order = m->order;
+    FIELD(t->route.count, E);
+}
+
 static void lay_out(model *m, bool taking) {
     const model_config *c = &m->config;
     int64_t N = m->max_batch * c->context, D = c->width, E = c->experts, K = c->topk;
     int64_t kv = D / c->heads * c->kv_heads, T = c->context, M = m->layout.moe_layers;
     int64_t widest = c->dense_layers ? c->dense_width : 0;
     if (c->shared_width > widest) widest = c->shared_width;
-#define FIELD(pointer, items)                                                                      \
-    do {                                                                                           \
-        if (taking) (pointer) = lplb__arena_take(&m->arena, (items), sizeof *(pointer));           \
-        else lplb__arena_reserve(&m->arena, (items), sizeof *(pointer));                           \
-    } while (0)
     FIELD(m->param, m->layout.items);
     FIELD(m->grad, m->layout.items);
     FIELD(m->bias, M * E);
@@ -25,33 +61,11 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->tape, c->layers);
     FIELD(m->order, N * K);
     for (int32_t l = 0; l < c->layers; l++) {
-        layer_tape dummy, *t = taking ? &m->tape[l] : &dummy;
-        const struct layer_params *p = &m->layout.layer[l];
-        FIELD(t->in, N * D);
-        FIELD(t->norm1, N * D);
-        FIELD(t->rstd1, N);
-        FIELD(t->q, N * D);
-        FIELD(t->k, N * kv);
-        FIELD(t->v, N * kv);
-        FIELD(t->log_sum, N * c->heads);
-        FIELD(t->mixed, N * D);
-        FIELD(t->middle, N * D);
-        FIELD(t->norm2, N * D);
-        FIELD(t->rstd2, N);
-        FIELD(t->gate, N * p->ffn_width);
-        FIELD(t->up, N * p->ffn_width);
-        if (p->moe < 0) continue;
-        FIELD(t->route.logit, N * E);
-        FIELD(t->route.score, N * E);
-        FIELD(t->route.log_sum, N);
-        FIELD(t->route.gate, N * K);
-        FIELD(t->route.choice, N * K);
-        FIELD(t->route.kept, N * K);
-        t->route.order = m->order;
-        FIELD(t->route.count, E);
+        layer_tape dummy;
+        lay_out_layer(m, l, taking ? &m->tape[l] : &dummy, taking);
     }
     FIELD(m->final, N * D);
-    FIELD(m->final_norm, N * D);
+    KEPT(m->final_norm, N * D);
     FIELD(m->final_rstd, N);
     FIELD(m->logit, N * c->vocab);
     FIELD(m->position, N);
@@ -65,13 +79,24 @@ static void lay_out(model *m, bool taking) {
     FIELD(m->dk, N * kv);
     FIELD(m->dv, N * kv);
     FIELD(m->scores, 2 * ATTENTION_ROWS * T);
-    FIELD(m->hidden, N * widest);
-    FIELD(m->dgate, N * widest);
-    FIELD(m->dup, N * widest);
+    KEPT(m->hidden, N * widest);
+    KEPT(m->dgate, N * widest);
+    KEPT(m->dup, N * widest);
     FIELD(m->dlogit, N * E);
     FIELD(m->dchoice, N * K);
-#undef FIELD
+    if (m->ops->rounds) {
+        int64_t most = c->vocab > widest ? c->vocab : widest;
+        KEPT(m->weight, m->layout.items);
+        KEPT(m->operand, N * (most > D ? most : D));
+        FIELD(m->dhidden, 2 * N * widest);
+    } else if (taking) {
+        m->weight = (kept *)(void *)m->param;
+        m->dhidden = (real *)(void *)m->hidden;
+    }
 }
+
+#undef FIELD
+#undef KEPT
 
 static void fill_rotation(model *m) {
     int64_t d = m->config.width / m->config.heads, half = d / 2;
@@ -94,11 +119,11 @@ lplb_status model_create(const model_config *config, const model_options *option
     model *m;
     LPLB_TRY(LPLB_CALLOC(m, 1));
     m->config = *config;
-    m->ops = ops_cpu();
     m->group = group;
     m->world = options->world ? options->world : group;
     m->max_batch = options->max_batch;
     lplb_status status;
+    LPLB_TRY_GOTO(status, ops_cpu(options->kept, &m->ops), failed);
     LPLB_TRY_GOTO(status, param_layout_create(&m->config, &m->layout), failed);
     lay_out(m, false);
     LPLB_TRY_GOTO(status, lplb__arena_create(&m->arena), failed);
@@ -159,6 +184,12 @@ void model_initialise(model *m, uint64_t seed) {
             for (int64_t j = 0; j < x->expert_items; j++)
                 w[j] = (real)((j < 2 * third ? c->init_std : out_std) * lplb__rng_normal(&rng));
         }
+    model_keep_weights(m);
+}
+
+void model_keep_weights(model *m) {
+    m->ops->keep(m->weight, m->param, m->layout.items);
+    experts_keep_weights(m->experts);
 }
 
 void model_zero_gradients(model *m) {
@@ -177,35 +208,45 @@ static attention_shape shape_of(const model *m, int64_t B) {
     return (attention_shape){B, c->context, c->heads, c->kv_heads, c->width / c->heads};
 }
 
+static const kept *weight_at(const model *m, int64_t offset) {
+    return kept_at(m->ops, m->weight, offset);
+}
+
 /* middle = in + wo(attention(norm1(in))) */
 static void attention_half(model *m, int32_t l, const batch *b) {
     const model_config *c = &m->config;
+    const ops *o = m->ops;
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
     int64_t N = b->B * c->context, D = c->width, d = D / c->heads, kv = d * c->kv_heads;
-    m->ops->rmsnorm_forward(t->norm1, t->rstd1, t->in, m->param + p->norm1, N, D,
-                            (real)c->norm_eps);
-    matmul_forward(t->q, t->norm1, m->param + p->wq, N, D, D, 0);
-    matmul_forward(t->k, t->norm1, m->param + p->wk, N, kv, D, 0);
-    matmul_forward(t->v, t->norm1, m->param + p->wv, N, kv, D, 0);
-    m->ops->rope(t->q, m->position, m->rotation, N, c->heads, d, 0);
-    m->ops->rope(t->k, m->position, m->rotation, N, c->kv_heads, d, 0);
-    m->ops->attention_forward(t->mixed, t->log_sum, m->scores, t->q, t->k, t->v, b->first,
-                              shape_of(m, b->B));
+    o->rmsnorm_forward(t->norm1, t->rstd1, t->in, m->param + p->norm1, N, D, (real)c->norm_eps);
+    o->linear_forward(t->q, t->norm1, weight_at(m, p->wq), N, D, D, 0);
+    o->linear_forward(t->k, t->norm1, weight_at(m, p->wk), N, kv, D, 0);
+    o->linear_forward(t->v, t->norm1, weight_at(m, p->wv), N, kv, D, 0);
+    o->rope(t->q, m->position, m->rotation, N, c->heads, d, 0);
+    o->rope(t->k, m->position, m->rotation, N, c->kv_heads, d, 0);
+    real *mixed = draft(o, t->mixed, m->dmixed);
+    o->attention_forward(mixed, t->log_sum, m->scores, t->q, t->k, t->v, b->first,
+                         shape_of(m, b->B));
+    o->keep(t->mixed, mixed, N * D);
     memcpy(t->middle, t->in, sizeof(real) * (size_t)(N * D));
-    matmul_forward(t->middle, t->mixed, m->param + p->wo, N, D, D, 1);
+    o->linear_forward(t->middle, t->mixed, weight_at(m, p->wo), N, D, D, 1);
 }
 
 /* out += down(silu(gate(x)) * up(x)) */
 static void dense_forward(model *m, int32_t l, int64_t N, real *out) {
+    const ops *o = m->ops;
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
     int64_t D = m->config.width, F = p->ffn_width;
     if (p->gate < 0) return;
-    matmul_forward(t->gate, t->norm2, m->param + p->gate, N, F, D, 0);
-    matmul_forward(t->up, t->norm2, m->param + p->up, N, F, D, 0);
-    m->ops->swiglu_forward(m->hidden, t->gate, t->up, N * F);
-    matmul_forward(out, m->hidden, m->param + p->down, N, D, F, 1);
+    real *gate = draft(o, t->gate, m->dhidden), *up = draft(o, t->up, m->dhidden + N * F);
+    o->linear_forward(gate, t->norm2, weight_at(m, p->gate), N, F, D, 0);
+    o->linear_forward(up, t->norm2, weight_at(m, p->up), N, F, D, 0);
+    o->keep(t->gate, gate, N * F);
+    o->keep(t->up, up, N * F);
+    o->swiglu_forward(m->hidden, t->gate, t->up, N * F);
+    o->linear_forward(out, m->hidden, weight_at(m, p->down), N, D, F, 1);
 }
 
 static int64_t scope_tokens(const model *m, const batch *b) {
@@ -246,9 +287,11 @@ static lplb_status moe_forward(model *m, int32_t l, const batch *b, real *out, l
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
     int64_t N = b->B * c->context;
-    matmul_forward(t->route.logit, t->norm2, m->param + p->router, N, c->experts, c->width, 0);
+    const real *x = m->ops->widen(m->dmixed, t->norm2, N * c->width);
+    gemm_shape shape = {N, c->experts, c->width, false, true, c->width, c->width, c->experts};
+    m->ops->gemm(&shape, x, m->param + p->router, 0, t->route.logit);
     real *bias = c->bias_rate > 0 ? m->bias + (int64_t)p->moe * c->experts : NULL;
-    route_forward(c, bias, N, &t->route);
+    m->ops->route_forward(c, bias, N, &t->route);
     for (int32_t e = 0; e < c->experts; e++)
         m->step_count[(int64_t)p->moe * c->experts + e] += t->route.count[e];
     if (c->aux != AUX_NONE) LPLB_TRY(balance_slopes(m, p->moe, b, &t->route));
@@ -288,7 +331,8 @@ lplb_status model_forward(model *m, const batch *b, losses *out) {
     }
     m->ops->rmsnorm_forward(m->final_norm, m->final_rstd, m->final, m->param + m->layout.final_norm,
                             N, D, (real)c->norm_eps);
-    matmul_forward(m->logit, m->final_norm, m->param + m->layout.head, N, c->vocab, D, 0);
+    m->ops->linear_forward(m->logit, m->final_norm, weight_at(m, m->layout.head), N, c->vocab, D,
+                           0);
     out->cross_entropy =
         m->ops->cross_entropy(m->logit, b->target, N, c->vocab, (real)(1 / b->tokens));
     return LPLB_OK;
@@ -296,55 +340,63 @@ lplb_status model_forward(model *m, const batch *b, losses *out) {
 
 /* ---- backward ---- */
 
+/* Gradients of one linear layer, from dy[N][out]: dw += dy^T x, dx = dy w + beta dx. */
+static void linear_backward(model *m, int64_t at, const kept *dy, const kept *x, int64_t N,
+                            int64_t out, int64_t in, real *dx, real beta) {
+    m->ops->linear_backward_weight(m->grad + at, dy, x, N, out, in);
+    m->ops->linear_backward_input(dx, dy, weight_at(m, at), N, out, in, beta);
+}
+
 /* dnorm += ..., from dstream, the gradient of the layer's output */
 static void dense_backward(model *m, int32_t l, int64_t N) {
+    const ops *o = m->ops;
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
     int64_t D = m->config.width, F = p->ffn_width;
     if (p->gate < 0) return;
-    m->ops->swiglu_forward(m->hidden, t->gate, t->up, N * F);
-    matmul_backward_weight(m->grad + p->down, m->dstream, m->hidden, N, D, F);
-    matmul_backward_input(m->hidden, m->dstream, m->param + p->down, N, D, F, 0);
-    m->ops->swiglu_backward(m->dgate, m->dup, m->hidden, t->gate, t->up, N * F);
-    matmul_backward_weight(m->grad + p->gate, m->dgate, t->norm2, N, F, D);
-    matmul_backward_weight(m->grad + p->up, m->dup, t->norm2, N, F, D);
-    matmul_backward_input(m->dnorm, m->dgate, m->param + p->gate, N, F, D, 1);
-    matmul_backward_input(m->dnorm, m->dup, m->param + p->up, N, F, D, 1);
+    const kept *d = o->operand(m->operand, m->dstream, N * D);
+    o->swiglu_forward(m->hidden, t->gate, t->up, N * F);
+    linear_backward(m, p->down, d, m->hidden, N, D, F, m->dhidden, 0);
+    o->swiglu_backward(m->dgate, m->dup, m->dhidden, t->gate, t->up, N * F);
+    linear_backward(m, p->gate, m->dgate, t->norm2, N, F, D, m->dnorm, 1);
+    linear_backward(m, p->up, m->dup, t->norm2, N, F, D, m->dnorm, 1);
 }
 
 static lplb_status moe_backward(model *m, int32_t l, const batch *b) {
     const model_config *c = &m->config;
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
-    int64_t N = b->B * c->context;
+    int64_t N = b->B * c->context, D = c->width, E = c->experts;
     LPLB_TRY(experts_backward(m->experts, p->moe, m->dstream, t->route.gate, N, &t->experts,
                               m->dchoice, m->dnorm));
     route_losses weights = losses_of(m, p->moe, b);
-    route_backward(c, &weights, N, &t->route, m->dchoice, m->dlogit);
-    matmul_backward_weight(m->grad + p->router, m->dlogit, t->norm2, N, c->experts, c->width);
-    matmul_backward_input(m->dnorm, m->dlogit, m->param + p->router, N, c->experts, c->width, 1);
+    m->ops->route_backward(c, &weights, N, &t->route, m->dchoice, m->dlogit);
+    const real *x = m->ops->widen(m->dmixed, t->norm2, N * D);
+    gemm_shape weight = {E, D, N, true, false, E, D, D}, input = {N, D, E, false, false, E, D, D};
+    m->ops->gemm(&weight, m->dlogit, x, 1, m->grad + p->router);
+    m->ops->gemm(&input, m->dlogit, m->param + p->router, 1, m->dnorm);
     return LPLB_OK;
 }
 
 static void attention_half_backward(model *m, int32_t l, const batch *b) {
     const model_config *c = &m->config;
+    const ops *o = m->ops;
     const struct layer_params *p = &m->layout.layer[l];
     layer_tape *t = &m->tape[l];
     int64_t N = b->B * c->context, D = c->width, d = D / c->heads, kv = d * c->kv_heads;
-    matmul_backward_weight(m->grad + p->wo, m->dstream, t->mixed, N, D, D);
-    matmul_backward_input(m->dmixed, m->dstream, m->param + p->wo, N, D, D, 0);
-    m->ops->attention_backward(m->dq, m->dk, m->dv, m->scores, m->dmixed, t->log_sum, t->q, t->k,
-                               t->v, b->first, shape_of(m, b->B));
-    m->ops->rope(m->dq, m->position, m->rotation, N, c->heads, d, 1);
-    m->ops->rope(m->dk, m->position, m->rotation, N, c->kv_heads, d, 1);
-    matmul_backward_weight(m->grad + p->wq, m->dq, t->norm1, N, D, D);
-    matmul_backward_weight(m->grad + p->wk, m->dk, t->norm1, N, kv, D);
-    matmul_backward_weight(m->grad + p->wv, m->dv, t->norm1, N, kv, D);
-    matmul_backward_input(m->dnorm, m->dq, m->param + p->wq, N, D, D, 0);
-    matmul_backward_input(m->dnorm, m->dk, m->param + p->wk, N, kv, D, 1);
-    matmul_backward_input(m->dnorm, m->dv, m->param + p->wv, N, kv, D, 1);
-    m->ops->rmsnorm_backward(m->dstream, m->grad + p->norm1, m->dnorm, t->in, t->rstd1,
-                             m->param + p->norm1, N, D);
+    linear_backward(m, p->wo, o->operand(m->operand, m->dstream, N * D), t->mixed, N, D, D,
+                    m->dmixed, 0);
+    o->attention_backward(m->dq, m->dk, m->dv, m->scores, m->dmixed, t->log_sum, t->q, t->k, t->v,
+                          b->first, shape_of(m, b->B));
+    o->rope(m->dq, m->position, m->rotation, N, c->heads, d, 1);
+    o->rope(m->dk, m->position, m->rotation, N, c->kv_heads, d, 1);
+    linear_backward(m, p->wq, o->operand(m->operand, m->dq, N * D), t->norm1, N, D, D, m->dnorm, 0);
+    linear_backward(m, p->wk, o->operand(m->operand, m->dk, N * kv), t->norm1, N, kv, D, m->dnorm,
+                    1);
+    linear_backward(m, p->wv, o->operand(m->operand, m->dv, N * kv), t->norm1, N, kv, D, m->dnorm,
+                    1);
+    o->rmsnorm_backward(m->dstream, m->grad + p->norm1, m->dnorm, t->in, t->rstd1,
+                        m->param + p->norm1, N, D);
 }
 
 static lplb_status tell_done(const model *m, int32_t layer) {
@@ -354,8 +406,8 @@ static lplb_status tell_done(const model *m, int32_t layer) {
 lplb_status model_backward(model *m, const batch *b) {
     const model_config *c = &m->config;
     int64_t N = b->B * c->context, D = c->width;
-    matmul_backward_weight(m->grad + m->layout.head, m->logit, m->final_norm, N, c->vocab, D);
-    matmul_backward_input(m->dnorm, m->logit, m->param + m->layout.head, N, c->vocab, D, 0);
+    linear_backward(m, m->layout.head, m->ops->operand(m->operand, m->logit, N * c->vocab),
+                    m->final_norm, N, c->vocab, D, m->dnorm, 0);
     memset(m->dstream, 0, sizeof(real) * (size_t)(N * D));
     m->ops->rmsnorm_backward(m->dstream, m->grad + m->layout.final_norm, m->dnorm, m->final,
                              m->final_rstd, m->param + m->layout.final_norm, N, D);

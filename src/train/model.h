@@ -8,13 +8,14 @@
 /* What one layer keeps from forward to backward. N = B*T tokens. */
 typedef struct layer_tape {
     real *in;            /* [N][D] residual stream before the layer */
-    real *norm1, *rstd1; /* [N][D], [N] */
+    kept *norm1;         /* [N][D] */
     real *q, *k, *v;     /* [N][H*d], [N][G*d], after rotation */
     real *log_sum;       /* [B][H][T] of the attention scores */
-    real *mixed;         /* [N][D] attention output before wo */
+    kept *mixed;         /* [N][D] attention output before wo */
     real *middle;        /* [N][D] residual stream between the halves */
-    real *norm2, *rstd2; /* [N][D], [N] */
-    real *gate, *up;     /* [N][ffn_width] of the dense or shared feed-forward */
+    kept *norm2;         /* [N][D] */
+    real *rstd1, *rstd2; /* [N] of the norms */
+    kept *gate, *up;     /* [N][ffn_width] of the dense or shared feed-forward */
     routing route;       /* MoE layers */
     expert_tape experts;
 } layer_tape;
@@ -42,20 +43,25 @@ typedef struct model {
     lplb__group *world; /* all ranks: whom the global balance loss counts */
     experts *experts;
     real *param, *grad;  /* [layout.items] */
+    kept *weight;        /* [layout.items] param for products; param itself unless ops.rounds */
     real *bias;          /* [moe_layers][E] of the selection; not trained by gradients */
     int64_t *step_count; /* [moe_layers][E] choices of this step, of this rank */
     int64_t max_batch;   /* B */
     layer_tape *tape;    /* [L] */
-    real *final, *final_norm, *final_rstd; /* [N][D], [N][D], [N] */
-    real *logit;                           /* [N][V] */
-    int32_t *position;                     /* [N] position inside the document */
-    real *rotation;                        /* [T][D/H] cosines and sines of every position */
-    real *slope;                           /* [moe_layers][scopes][E] of the balance loss */
-    int64_t *scope_count;                  /* [B][E] */
+    real *final, *final_rstd; /* [N][D], [N] */
+    kept *final_norm;         /* [N][D] */
+    real *logit;              /* [N][V] */
+    int32_t *position;        /* [N] position inside the document */
+    real *rotation;           /* [T][D/H] cosines and sines of every position */
+    real *slope;              /* [moe_layers][scopes][E] of the balance loss */
+    int64_t *scope_count;     /* [B][E] */
     /* scratch of the backward */
     real *dstream, *dnorm, *dmixed, *dq, *dk, *dv, *scores; /* [2][ATTENTION_ROWS][T] */
     int32_t *order;                                         /* [N][K] of the router */
-    real *hidden, *dgate, *dup, *dlogit, *dchoice;
+    kept *hidden, *dgate, *dup;                             /* [N][widest feed-forward] */
+    real *dhidden; /* [2][N][widest] where kept numbers are rounded, else hidden */
+    kept *operand; /* [N][widest of all] where they are rounded */
+    real *dlogit, *dchoice;
     /* Told in the backward that every gradient of a layer is final as far as this rank goes:
      * config.layers (head and final norm; a tied head waits for the embedding), config.layers - 1,
      * ..., 0, -1 (the embedding). NULL = nobody listens. */
@@ -70,6 +76,7 @@ typedef struct model_options {
     lplb_solver solver;
     bool locality;
     lplb__group *world; /* NULL = the expert-parallel ranks are all */
+    kept_kind kept;     /* what products read */
     uint64_t seed;      /* of the initial weights, which do not depend on the number of ranks */
 } model_options;
 
@@ -79,6 +86,8 @@ void model_destroy(model *m);
 
 /* Fresh weights by seed. */
 void model_initialise(model *m, uint64_t seed);
+/* After weights were set from outside: products read them from here on. */
+void model_keep_weights(model *m);
 
 void model_zero_gradients(model *m);
 /* Loss sums of this rank's tokens; leaves d logits and the tapes for model_backward. */

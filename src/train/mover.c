@@ -219,8 +219,9 @@ lplb_status mover_update(mover *v, int64_t step, double scale) {
     int64_t received = sum_rows(v->recv_rows, x->group->size);
     for (int64_t i = 0; i < received; i++) {
         real *row = v->staged.data + i * 3 * items;
-        optimizer_update_rows(v->optimizer, step, scale, row, v->recv_gradient.data + i * items,
-                              row + items, row + 2 * items, items);
+        optimizer_update_rows(v->optimizer, v->model->ops, step, scale, row,
+                              v->recv_gradient.data + i * items, row + items, row + 2 * items,
+                              items);
     }
     return LPLB_OK;
 }
@@ -233,8 +234,11 @@ void mover_commit(mover *v, const int32_t *physical_to_logical) {
         const arrival *a = &v->arriving[i];
         if (a->local) copy_slot(v, own_slot(v, a->expert), v->staged.data + a->row * row, true);
     }
-    for (int32_t i = 0; i < v->arrivals; i++)
+    for (int32_t i = 0; i < v->arrivals; i++) {
         copy_slot(v, v->arriving[i].slot, v->staged.data + v->arriving[i].row * row, false);
+        experts_keep_slot(v->model->experts, v->layer,
+                          v->arriving[i].slot - v->model->experts->first_slot);
+    }
     experts_use_maps(v->model->experts, v->layer, physical_to_logical, &v->maps);
     v->layer = -1;
 }

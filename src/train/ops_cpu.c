@@ -2,49 +2,7 @@
 
 #include <string.h>
 
-/* ---- sums ---- */
-
-/* Sums over LANES interleaved parts, added up at the end: one order on every machine, and an order
- * that vector instructions can follow, which a plain loop's is not. */
-enum { LANES = 16 };
-
-static inline real add_lanes(const real *lane) {
-    real sum[LANES];
-    memcpy(sum, lane, sizeof sum);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++) sum[j] += sum[j + width];
-    return sum[0];
-}
-
-static inline real sum_row(const real *x, int64_t n) {
-    real lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) lane[j] += x[i + j];
-    for (int j = 0; i + j < n; j++) lane[j] += x[i + j];
-    return add_lanes(lane);
-}
-
-static inline real dot_rows(const real *x, const real *y, int64_t n) {
-    real lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) lane[j] += x[i + j] * y[i + j];
-    for (int j = 0; i + j < n; j++) lane[j] += x[i + j] * y[i + j];
-    return add_lanes(lane);
-}
-
-static inline real top_of(const real *x, int64_t n) {
-    real lane[LANES];
-    for (int j = 0; j < LANES; j++) lane[j] = x[0];
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (int j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    real top = lane[0];
-    for (int j = 1; j < LANES; j++) top = lane[j] > top ? lane[j] : top;
-    return top;
-}
+#include "train/ops_sums.h"
 
 REAL_WIDE static double square_sum(const real *x, int64_t n) {
     double lane[LANES] = {0}, sum = 0;
@@ -69,15 +27,6 @@ static void embed_backward(real *dtable, const real *dout, const int32_t *token,
     for (int64_t n = 0; n < N; n++) {
         real *row = dtable + token[n] * D;
         for (int64_t i = 0; i < D; i++) row[i] += dout[n * D + i];
-    }
-}
-
-REAL_WIDE static void rmsnorm_forward(real *out, real *rstd, const real *x, const real *gain,
-                                      int64_t N, int64_t D, real eps) {
-    for (int64_t n = 0; n < N; n++, x += D, out += D) {
-        real r = 1 / real_sqrt(dot_rows(x, x, D) / (real)D + eps);
-        for (int64_t i = 0; i < D; i++) out[i] = x[i] * r * gain[i];
-        rstd[n] = r;
     }
 }
 
@@ -207,20 +156,6 @@ static void attention_backward(real *dq, real *dk, real *dv, real *scratch, cons
 
 /* ---- the rest ---- */
 
-REAL_WIDE static void swiglu_forward(real *out, const real *gate, const real *up, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1 + real_exp(-gate[i])) * up[i];
-}
-
-REAL_WIDE static void swiglu_backward(real *dgate, real *dup, const real *dout, const real *gate,
-                                      const real *up, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        real g = gate[i], u = up[i], sigmoid = 1 / (1 + real_exp(-g));
-        real slope = sigmoid * (1 + g * (1 - sigmoid));
-        dgate[i] = dout[i] * u * slope;
-        dup[i] = dout[i] * g * sigmoid;
-    }
-}
-
 static double cross_entropy(real *logits, const int32_t *target, int64_t N, int64_t V, real scale) {
     double loss = 0;
     for (int64_t n = 0; n < N; n++) {
@@ -237,10 +172,94 @@ static double cross_entropy(real *logits, const int32_t *target, int64_t N, int6
     return loss;
 }
 
-const ops *ops_cpu(void) {
-    static const ops table = {
-        "cpu",         embed_forward,     embed_backward,     rmsnorm_forward, rmsnorm_backward,
-        rope,          attention_forward, attention_backward, swiglu_forward,  swiglu_backward,
-        cross_entropy, square_sum};
-    return &table;
+REAL_WIDE static void adamw(const adamw_step *s, real *restrict w, kept *as,
+                            const real *restrict gradient, real *restrict m1, real *restrict m2,
+                            int64_t n) {
+    real b1 = (real)s->beta1, b2 = (real)s->beta2, eps = (real)s->eps, scale = (real)s->scale;
+    real shrink = (real)s->shrink, rate = (real)(s->rate * s->correct1);
+    real correct2 = (real)s->correct2;
+    (void)as; /* the weights themselves */
+    for (int64_t i = 0; i < n; i++) {
+        real g = gradient[i] * scale;
+        m1[i] = b1 * m1[i] + (1 - b1) * g;
+        m2[i] = b2 * m2[i] + (1 - b2) * g * g;
+        w[i] = w[i] * shrink - rate * m1[i] / (real_sqrt(m2[i] * correct2) + eps);
+    }
+}
+
+/* ---- what is kept as reals ---- */
+
+static void keep(kept *out, const real *x, int64_t n) {
+    if ((real *)(void *)out != x) memcpy(out, x, sizeof(real) * (size_t)n);
+}
+
+static const kept *operand(kept *scratch, const real *x, int64_t n) {
+    (void)scratch, (void)n;
+    return (const kept *)(const void *)x;
+}
+
+static const real *widen(real *scratch, const kept *x, int64_t n) {
+    (void)scratch, (void)n;
+    return (const real *)(const void *)x;
+}
+
+typedef real cell;
+static inline real load_cell(cell x) { return x; }
+static inline cell store_cell(real x) { return x; }
+
+static void multiply(const gemm_shape *s, const kept *a, const kept *b, real beta, real *c) {
+    gemm_real(s, (const real *)(const void *)a, (const real *)(const void *)b, beta, c);
+}
+
+#include "train/ops_kept.h"
+
+REAL_WIDE static void swiglu_forward(kept *out, const kept *gate, const kept *up, int64_t n) {
+    real *y = cells_of(out);
+    const real *a = cells(gate), *b = cells(up);
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] / (1 + real_exp(-a[i])) * b[i];
+}
+
+REAL_WIDE static void swiglu_backward(kept *dgate, kept *dup, const real *dout, const kept *gate,
+                                      const kept *up, int64_t n) {
+    real *da = cells_of(dgate), *db = cells_of(dup);
+    const real *a = cells(gate), *b = cells(up);
+    for (int64_t i = 0; i < n; i++) {
+        real g = a[i], u = b[i], sigmoid = 1 / (1 + real_exp(-g));
+        real slope = sigmoid * (1 + g * (1 - sigmoid));
+        da[i] = dout[i] * u * slope;
+        db[i] = dout[i] * g * sigmoid;
+    }
+}
+
+/* ---- the table ---- */
+
+lplb_status ops_cpu(kept_kind kind, const ops **out) {
+    static ops table = {.name = "cpu, " REAL_NAME,
+                        .kept_bytes = sizeof(cell),
+                        .keep = keep,
+                        .operand = operand,
+                        .widen = widen,
+                        .gemm = gemm_real,
+                        .route_forward = route_forward,
+                        .route_backward = route_backward,
+                        .adamw = adamw,
+                        .embed_forward = embed_forward,
+                        .embed_backward = embed_backward,
+                        .rmsnorm_backward = rmsnorm_backward,
+                        .rope = rope,
+                        .attention_forward = attention_forward,
+                        .attention_backward = attention_backward,
+                        .swiglu_forward = swiglu_forward,
+                        .swiglu_backward = swiglu_backward,
+                        .cross_entropy = cross_entropy,
+                        .square_sum = square_sum};
+    static ops rounding;
+    set_kept_operations(&table);
+    *out = &table;
+    if (kind == KEPT_REAL) return LPLB_OK;
+    LPLB_TRY(gemm_bf16_check());
+    rounding = table;
+    ops_cpu_bf16(&rounding);
+    *out = &rounding;
+    return LPLB_OK;
 }

@@ -102,45 +102,33 @@ lplb_status optimizer_norm(const model *m, const grid *g, double *norm) {
     return LPLB_OK;
 }
 
-typedef struct adam {
-    double rate, scale, correct1, correct2;
-} adam;
-
-REAL_WIDE static void adam_update(const optimizer_config *c, const adam *a, bool decay,
-                                  real *restrict w, const real *restrict gradient,
-                                  real *restrict m1, real *restrict m2, int64_t n) {
-    real b1 = (real)c->beta1, b2 = (real)c->beta2, eps = (real)c->eps, scale = (real)a->scale;
-    real shrink = (real)(decay ? 1 - a->rate * c->weight_decay : 1);
-    real rate = (real)(a->rate * a->correct1), correct2 = (real)a->correct2;
-    for (int64_t i = 0; i < n; i++) {
-        real g = gradient[i] * scale;
-        m1[i] = b1 * m1[i] + (1 - b1) * g;
-        m2[i] = b2 * m2[i] + (1 - b2) * g * g;
-        w[i] = w[i] * shrink - rate * m1[i] / (real_sqrt(m2[i] * correct2) + eps);
-    }
+static adamw_step step_of(const optimizer_config *c, int64_t step, double scale, bool decay) {
+    double rate = learning_rate(c, step);
+    return (adamw_step){.rate = rate,
+                        .beta1 = c->beta1,
+                        .beta2 = c->beta2,
+                        .eps = c->eps,
+                        .shrink = decay ? 1 - rate * c->weight_decay : 1,
+                        .correct1 = 1 / (1 - pow(c->beta1, (double)step + 1)),
+                        .correct2 = 1 / (1 - pow(c->beta2, (double)step + 1)),
+                        .scale = scale};
 }
 
-static adam adam_of(const optimizer_config *c, int64_t step, double scale) {
-    return (adam){.rate = learning_rate(c, step),
-                  .scale = scale,
-                  .correct1 = 1 / (1 - pow(c->beta1, (double)step + 1)),
-                  .correct2 = 1 / (1 - pow(c->beta2, (double)step + 1))};
-}
-
-void optimizer_update_rows(const optimizer *o, int64_t step, double scale, real *weight,
-                           const real *gradient, real *m1, real *m2, int64_t n) {
-    adam a = adam_of(&o->config, step, scale);
-    adam_update(&o->config, &a, true, weight, gradient, m1, m2, n);
+void optimizer_update_rows(const optimizer *o, const ops *table, int64_t step, double scale,
+                           real *weight, const real *gradient, real *m1, real *m2, int64_t n) {
+    adamw_step a = step_of(&o->config, step, scale, true);
+    table->adamw(&a, weight, NULL, gradient, m1, m2, n);
 }
 
 void optimizer_step(optimizer *o, model *m, int64_t step, double scale) {
-    const optimizer_config *c = &o->config;
-    adam a = adam_of(c, step, scale);
+    adamw_step plain = step_of(&o->config, step, scale, false);
+    adamw_step decaying = step_of(&o->config, step, scale, true);
     for (int32_t i = 0; i < m->layout.n_params; i++) {
         const param *p = &m->layout.param[i];
-        adam_update(c, &a, p->decay, m->param + p->offset, m->grad + p->offset, o->m1 + p->offset,
-                    o->m2 + p->offset, p->rows * p->cols);
+        m->ops->adamw(p->decay ? &decaying : &plain, m->param + p->offset,
+                      kept_at(m->ops, m->weight, p->offset), m->grad + p->offset, o->m1 + p->offset,
+                      o->m2 + p->offset, p->rows * p->cols);
     }
-    adam_update(c, &a, true, m->experts->weight, m->experts->gradient, o->expert_m1, o->expert_m2,
-                expert_total(m));
+    m->ops->adamw(&decaying, m->experts->weight, m->experts->kept_weight, m->experts->gradient,
+                  o->expert_m1, o->expert_m2, expert_total(m));
 }

@@ -34,7 +34,7 @@ lplb_status optimizer_norm(const model *m, const grid *g, double *norm);
 /* One AdamW step with gradients scaled by `scale` (clipping). step is 0-based. */
 void optimizer_step(optimizer *o, model *m, int64_t step, double scale);
 /* The same step for rows of experts that lie elsewhere: the bits that it would give in place. */
-void optimizer_update_rows(const optimizer *o, int64_t step, double scale, real *weight,
-                           const real *gradient, real *m1, real *m2, int64_t n);
+void optimizer_update_rows(const optimizer *o, const ops *table, int64_t step, double scale,
+                           real *weight, const real *gradient, real *m1, real *m2, int64_t n);
 
 #endif

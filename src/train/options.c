@@ -77,6 +77,8 @@ static const option_entry entries[] = {
     {"train", "validate-every", KIND_INT64, AT(validate_every), 0, NULL, "steps, 0 = at the end"},
     {"train", "validate-sequences", KIND_INT64, AT(validate_sequences), 0, NULL,
      "held-out sequences"},
+    {"train", "dtype", KIND_CHOICE, AT(trainer.kept), 0, REAL_NAME "|bf16",
+     "numbers that matrix products read; sums are " REAL_NAME},
     {"train", "overlap", KIND_FLAG, AT(trainer.overlap), 0, NULL,
      "sums of gradients wait for the end of the backward"},
     {"train", "bucket-items", KIND_INT64, AT(trainer.bucket_items), 0, NULL,
@@ -326,6 +328,7 @@ lplb_status run_options_check(run_options *o) {
     t->model.vocab = CORPUS_VOCAB;
     LPLB_TRY(model_config_check(&t->model));
     LPLB_TRY(optimizer_config_check(&t->optimizer));
+    if (t->kept == KEPT_BF16) LPLB_TRY(gemm_bf16_check());
     LPLB_TRY(lplb_plan_parse_solver(o->solver, &plan, &locality));
     t->solver = plan.solver;
     t->locality = locality;

@@ -1,22 +1,19 @@
-/* The trainer's number type and matrix products. lplb-train computes in float, lplb-train-f64 in
+/* The trainer's number type. lplb-train computes in float, lplb-train-f64 in
  * double (exactness tests); both are built from the same sources. */
 #ifndef LPLB_TRAIN_REAL_H
 #define LPLB_TRAIN_REAL_H
 
-#include <cblas.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #ifdef LPLB_TRAIN_F64
 typedef double real;
-#define REAL_GEMM cblas_dgemm
 #define REAL_NAME "f64"
 static inline real real_exp(real x) { return exp(x); }
 static inline real real_sqrt(real x) { return sqrt(x); }
 #else
 typedef float real;
-#define REAL_GEMM cblas_sgemm
 #define REAL_NAME "f32"
 static inline real real_sqrt(real x) { return sqrtf(x); }
 
@@ -54,39 +51,5 @@ static inline real real_exp(real x) {
 #else
 #define REAL_WIDE
 #endif
-
-/* c[m][n] = a b + beta c, a [m][k] and b [k][n], n: as it lies, t: transposed; rows are *_row
- * numbers apart. */
-static inline void gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
-                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
-    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row, b,
-              (int)b_row, beta, c, (int)c_row);
-}
-static inline void gemm_nn(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
-                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
-    REAL_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row,
-              b, (int)b_row, beta, c, (int)c_row);
-}
-static inline void gemm_tn(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
-                           const real *b, int64_t b_row, real beta, real *c, int64_t c_row) {
-    REAL_GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1, a, (int)a_row, b,
-              (int)b_row, beta, c, (int)c_row);
-}
-
-/* y[M][N] = x[M][K] w[N][K]^T + beta y: a linear layer's forward, weights [out][in]. */
-static inline void matmul_forward(real *y, const real *x, const real *w, int64_t M, int64_t N,
-                                  int64_t K, real beta) {
-    if (M > 0) gemm_nt(M, N, K, x, K, w, K, beta, y, N);
-}
-/* dx[M][K] = dy[M][N] w[N][K] + beta dx */
-static inline void matmul_backward_input(real *dx, const real *dy, const real *w, int64_t M,
-                                         int64_t N, int64_t K, real beta) {
-    if (M > 0) gemm_nn(M, K, N, dy, N, w, K, beta, dx, K);
-}
-/* dw[N][K] += dy[M][N]^T x[M][K]: accumulates in place, no temporary. */
-static inline void matmul_backward_weight(real *dw, const real *dy, const real *x, int64_t M,
-                                          int64_t N, int64_t K) {
-    if (M > 0) gemm_tn(N, K, M, dy, N, x, K, 1, dw, K);
-}
 
 #endif

@@ -9,7 +9,6 @@
 
 #include "base/clock.h"
 #include "io/output.h"
-#include "train/blas.h"
 #include "train/checkpoint.h"
 #include "train/generate.h"
 #include "train/memory.h"
@@ -68,7 +67,9 @@ static void clear_progress(const run *r) {
 static void print_header(const run *r) {
     const run_options *o = r->options;
     const model *m = r->trainer->model;
+    char products[64];
     if (!r->leader || o->json) return;
+    gemm_name(m->ops->rounds, products, sizeof products);
     int64_t expert_params =
         (int64_t)m->layout.moe_layers * m->config.experts * m->layout.expert_items;
     int64_t active =
@@ -76,9 +77,10 @@ static void print_header(const run *r) {
     printf("text %s: %.2f MB, %lld documents, sha256 %s\n", o->text, (double)r->text_bytes * 1e-6,
            (long long)r->documents, r->digest);
     printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s, "
-           "OpenBLAS for %s\n",
+           "products by %s\n",
            (double)(m->layout.items + expert_params) * 1e-6, (double)active * 1e-6,
-           m->config.layers, m->config.experts, m->config.topk, REAL_NAME, blas_core());
+           m->config.layers, m->config.experts, m->config.topk, m->ops->rounds ? "bf16" : REAL_NAME,
+           products);
     printf("%d ranks (%d expert-parallel), %d expert slots each; %lld sequences of %d a step\n\n",
            r->world->size, m->group->size, m->experts->local_slots,
            (long long)o->trainer.global_batch, m->config.context);
@@ -263,8 +265,8 @@ static lplb_status share_text(run *r) {
     LPLB_TRY(r->world->table->broadcast(r->world, r->text.byte, bytes, 0));
     LPLB_TRY(r->world->table->broadcast(r->world, r->digest, sizeof r->digest, 0));
     r->text_bytes = bytes;
-    int64_t kept = bytes - (int64_t)((double)bytes * r->options->held_out);
-    return corpus_split(&r->text, kept, &r->held_out);
+    int64_t first = bytes - (int64_t)((double)bytes * r->options->held_out);
+    return corpus_split(&r->text, first, &r->held_out);
 }
 
 /* Every rank must have been given the same options. */

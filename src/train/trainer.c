@@ -51,6 +51,7 @@ lplb_status trainer_create(const trainer_config *config, lplb__group *world, con
                              .solver = config->solver,
                              .locality = config->locality,
                              .world = world,
+                             .kept = config->kept,
                              .seed = config->seed};
     int64_t tokens = t->local_sequences * config->model.context;
     lplb_status status = LPLB_OK;

@@ -19,6 +19,7 @@ typedef struct trainer_config {
     int64_t rebalance_every; /* how often at most, in steps; 0 = never */
     lplb_solver solver;
     bool locality;
+    kept_kind kept;       /* numbers that matrix products read */
     int32_t overlap;      /* sums of gradients travel during the backward */
     int64_t bucket_items; /* gradients of replicated parameters that travel together */
     uint64_t seed;

@@ -40,6 +40,12 @@ experts="--layers 2 --width 192 --heads 4 --context 256 --experts 16 --topk 4 --
 compare "one rank, experts" $experts --global-batch 8 --micro-batch 4
 compare "four ranks, copies, moves, checkpoint" $experts --ranks 4 --global-batch 16 \
     --micro-batch 4 --mode eplb --redundant 2 --rebalance-every 2 --checkpoint ck
+if "$lplb" train --text text.txt --dtype bf16 --plan-memory >/dev/null 2>&1; then
+    compare "one rank, experts, bf16" $experts --global-batch 8 --micro-batch 4 --dtype bf16
+    compare "one rank, dense, bf16" $dense --dtype bf16
+    compare "four ranks, copies, moves, bf16" $experts --ranks 4 --global-batch 16 \
+        --micro-batch 4 --mode eplb --redundant 2 --rebalance-every 2 --dtype bf16
+fi
 compare "one rank, dense" $dense
 # With one expert routing is even, so the plan made beforehand is the one of the run.
 "$lplb" train --text text.txt $dense --plan-memory --json >json || failed=1

@@ -51,6 +51,11 @@ expect 2 "no checkpoint" $small --checkpoint absent --generate line
 expect 2 "cannot write" --ranks 2 $small --log absent/log --steps 3
 expect 2 "absent/trace" --ranks 2 $small --record-routing absent/trace.npz --steps 3
 expect 2 "absent/ck" --ranks 2 $small --checkpoint absent/ck --steps 3
+expect 2 "not for --precision f64" --precision f64 $small --dtype bf16
+DNNL_MAX_CPU_ISA=AVX512_CORE
+export DNNL_MAX_CPU_ISA
+expect 2 "no bf16 instructions\|needs oneDNN" $small --dtype bf16
+unset DNNL_MAX_CPU_ISA
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
 
 run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/rng.h"
@@ -182,9 +183,9 @@ static void random_row(lplb__rng *rng, const lplb_placement *p, int32_t *row) {
     for (int32_t s = 0; s < p->slots; s++)
         row[s] = s < p->experts ? s : (int32_t)lplb__rng_below(rng, (uint64_t)p->experts);
     for (int32_t s = p->slots - 1; s > 0; s--) {
-        int32_t other = (int32_t)lplb__rng_below(rng, (uint64_t)s + 1), kept = row[s];
+        int32_t other = (int32_t)lplb__rng_below(rng, (uint64_t)s + 1), old = row[s];
         row[s] = row[other];
-        row[other] = kept;
+        row[other] = old;
     }
 }
 

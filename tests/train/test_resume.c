@@ -199,10 +199,10 @@ static void test_not_a_number(void **state) {
     trainer *t = open_trainer(&c, world);
     step_report r;
     t->model->param[t->model->layout.final_norm] = (real)NAN;
-    real kept = t->model->param[t->model->layout.head];
+    real before = t->model->param[t->model->layout.head];
     assert_int_equal(trainer_step(t, &r), LPLB_CHECK_FAILED);
     assert_non_null(strstr(lplb_error_message(), "step 0"));
-    assert_true(t->model->param[t->model->layout.head] == kept);
+    assert_true(t->model->param[t->model->layout.head] == before);
     assert_int_equal(t->step, 0);
     trainer_destroy(t);
 }
