@@ -201,6 +201,11 @@ static void test_replay_refusals(void **state) {
         {{"replay", "--ranks", "0", TRACE}, "--ranks wants a whole number from 1"},
         {{"replay", "--ranks", "8", "/nowhere.npz"}, "/nowhere.npz"},
         {{"replay", "--ranks", "5", TRACE}, "4 ranks would divide the experts"},
+        {{"replay", "--ranks", "5", TRACE}, "give slots = 35 (7 a rank)"},
+        {{"replay", "--ranks", "5", "--slots", "36", TRACE}, "have 35, 40, ... slots"},
+        {{"replay", "--ranks", "5", "--slots", "35", "--redundant", "1", TRACE}, "one of them"},
+        {{"replay", "--ranks", "5", "--slots", "35", "--policy", "lplb", TRACE},
+         "as many experts on every rank"},
         {{"replay", "--ranks", "8", "--policy", "best", TRACE}, "no placement 'best'"},
         {{"replay", "--ranks", "8", "--order", "sorted", TRACE}, "--order wants recorded"},
         {{"replay", "--ranks", "8", "--layers", "3-", TRACE}, "--layers wants A-B"},
@@ -215,6 +220,33 @@ static void test_replay_refusals(void **state) {
          "no topology 'cubic'"},
     };
     check_refusals(cases, sizeof cases / sizeof cases[0]);
+}
+
+/* 5 ranks for 32 experts: without redundancy two of them have an expert more. */
+static void test_any_ranks(void **state) {
+    (void)state;
+    run_result r;
+    run_cli(&r, NULL, "replay", "--json", "--ranks", "5", "--slots", "35", "--layers", "23",
+            "--batch-tokens", "512", TRACE, NULL);
+    json_t *document = parse(&r), *p;
+    size_t i;
+    assert_int_equal(whole(document, "slots"), 35);
+    assert_int_equal(json_array_size(at(document, "policies")), 5);
+    double none = 0;
+    json_array_foreach(at(document, "policies"), i, p) {
+        double mean = real(at(p, "imbalance"), "mean");
+        assert_true(mean >= 1);
+        if (i == 0) none = mean;
+        else if (i == 3) assert_true(mean < none); /* the search, under the exact plan */
+    }
+    json_decref(document);
+    run_free(&r);
+    run_cli(&r, NULL, "replay", "--online", "--json", "--ranks", "5", "--slots", "35", "--layers",
+            "23", "--batch-tokens", "512", "--policy", "none", TRACE, NULL);
+    document = parse(&r);
+    assert_int_equal(whole(document, "slots"), 35);
+    json_decref(document);
+    run_free(&r);
 }
 
 static void check_ranks_and_experts(const json_t *x) {
@@ -347,8 +379,9 @@ int main(void) {
         cmocka_unit_test(test_replay_json),      cmocka_unit_test(test_replay_defaults),
         cmocka_unit_test(test_replay_predicted), cmocka_unit_test(test_replay_text),
         cmocka_unit_test(test_replay_counts),    cmocka_unit_test(test_replay_refusals),
-        cmocka_unit_test(test_explain_json),     cmocka_unit_test(test_explain_problem),
-        cmocka_unit_test(test_explain_text),     cmocka_unit_test(test_explain_refusals),
+        cmocka_unit_test(test_any_ranks),        cmocka_unit_test(test_explain_json),
+        cmocka_unit_test(test_explain_problem),  cmocka_unit_test(test_explain_text),
+        cmocka_unit_test(test_explain_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

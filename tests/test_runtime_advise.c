@@ -10,6 +10,7 @@
 #include <lplb/advise.h>
 #include <lplb/gen.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "cases/run_cli.h"
@@ -64,10 +65,81 @@ static void test_advice(void **state) {
     assert_true(b.break_even_tokens == 0);
     advise(skewed, 0, 0, &b);
     assert_true(b.plan_measured && b.plan_us > 0 && b.break_even_tokens == 0);
-    lplb_advise_config wrong = {.struct_size = sizeof wrong, .ranks = 7};
+    lplb_advise_config wrong = {.struct_size = sizeof wrong, .ranks = 8, .slots = 68};
     assert_int_equal(lplb_advise(skewed, &wrong, &b), LPLB_INVALID);
+    assert_non_null(strstr(lplb_error_message(), "64, 72, ... slots"));
     lplb_trace_destroy(skewed);
     lplb_trace_destroy(level);
+}
+
+/* Ranks that do not divide the experts: the curve begins with what they need. */
+static void test_any_ranks(void **state) {
+    (void)state;
+    lplb_trace *trace = make(1);
+    lplb_advice a;
+    lplb_advise_config config = {.struct_size = sizeof config, .ranks = 7, .batch_tokens = 1024};
+    assert_int_equal(lplb_advise(trace, &config, &a), LPLB_OK);
+    assert_int_equal(a.point[0].slots, 70);
+    assert_int_equal(a.topologies + a.topology_pays, 0);
+    assert_true(a.point[0].exact >= 1 && a.measures.contiguous >= 1);
+    config.slots = 84;
+    assert_int_equal(lplb_advise(trace, &config, &a), LPLB_OK);
+    assert_int_equal(a.point[0].slots, 84);
+    lplb_trace_destroy(trace);
+}
+
+/* What is recommended is never worse than another figure of the same advice with as many slots,
+ * over seeded loads of many shapes. */
+static void test_advice_agrees_with_its_figures(void **state) {
+    (void)state;
+    static const int32_t ranks[] = {4, 6, 8, 16, 32};
+    int pays = 0;
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        lplb_gen_config gen = {.struct_size = sizeof gen,
+                               .layers = 1,
+                               .experts = 96,
+                               .topk = 4,
+                               .tokens = 4096,
+                               .sigma = 0.2 * (double)(1 + seed % 8),
+                               .seed = seed};
+        lplb_trace *trace;
+        assert_int_equal(lplb_gen(&gen, &trace), LPLB_OK);
+        lplb_advise_config config = {.struct_size = sizeof config,
+                                     .ranks = ranks[seed % 5],
+                                     .nodes = seed % 3 ? 2 : 1,
+                                     .batch_tokens = 512,
+                                     .most_redundant = 1 + (int32_t)(seed % 3),
+                                     .token_ns = 100,
+                                     .plan_us = (double)(seed % 7 + 1),
+                                     .threads = 1};
+        lplb_advice a;
+        assert_int_equal(lplb_advise(trace, &config, &a), LPLB_OK);
+        double knee = a.point[a.knee].exact, least = knee;
+        for (int i = 0; i < a.points; i++)
+            if (a.point[i].exact < least) least = a.point[i].exact;
+        assert_true(knee - least <= 0.1 * (a.point[0].exact - least) + 1e-12);
+        for (int i = 0; i < a.topologies; i++) {
+            assert_true(a.topology[i].redundant <= a.point[a.knee].redundant);
+            assert_true(a.topology[i].exact >= a.topology[0].exact);
+        }
+        if (a.topology_pays) assert_true(a.topology[0].exact <= knee);
+        else assert_true(!a.topologies || a.topology[0].exact > knee);
+        pays += a.topology_pays;
+        assert_true((a.group_counts > 0) == (config.nodes > 1));
+        bool global = false;
+        for (int i = 0; i < a.group_counts; i++) {
+            assert_true(a.group[i].exact >= a.group[0].exact);
+            if (a.group[i].groups == 1) global = fabs(a.group[i].exact - knee) < 1e-12;
+        }
+        assert_true(global || !a.group_counts);
+        for (int i = 0; i < a.batches; i++) /* planning is said to pay where its gain is above */
+            if (a.break_even_tokens > 0 && (double)a.batch[i].tokens >= a.break_even_tokens) {
+                assert_true(a.batch[i].gain_us >= a.plan_us);
+                break;
+            }
+        lplb_trace_destroy(trace);
+    }
+    print_message("a topology was recommended in %d of 40\n", pays);
 }
 
 static void test_command(void **state) {
@@ -105,6 +177,8 @@ static void test_command(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_advice),
+        cmocka_unit_test(test_any_ranks),
+        cmocka_unit_test(test_advice_agrees_with_its_figures),
         cmocka_unit_test(test_command),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,7 +12,9 @@ LPLB_BEGIN_DECLS
 /* Zero-initialise, set struct_size. */
 typedef struct lplb_advise_config {
     size_t struct_size;
-    int32_t ranks;          /* G; a divisor of the experts */
+    int32_t ranks;          /* G */
+    int32_t slots;          /* P that the redundancy is counted from, a multiple of G; 0 = the least
+                               that holds the experts */
     int32_t nodes;          /* 0 = 1 */
     int64_t batch_tokens;   /* tokens of a served batch; 0 = 4096; 0 too for counts of many steps */
     int32_t topk;           /* for one sum of counts, which does not say; 0 = 8 */
@@ -31,7 +33,7 @@ typedef struct lplb_advice_measures {    /* mean over layers with load, and the 
     int32_t layers;                      /* with load */
 } lplb_advice_measures;
 
-typedef struct lplb_advice_point { /* D redundant slots a rank */
+typedef struct lplb_advice_point { /* D slots a rank beyond the first point's */
     int32_t redundant, slots;
     double even, exact; /* mean imbalance of EPLB's placement under either split */
     int64_t bytes;      /* of a rank's redundant experts, all layers */
@@ -39,8 +41,14 @@ typedef struct lplb_advice_point { /* D redundant slots a rank */
 
 typedef struct lplb_advice_topology {
     char name[40];
-    double exact; /* mean imbalance with this topology and the exact plan */
+    int32_t redundant; /* slots a rank that it copies to */
+    double exact;      /* mean imbalance with this topology and the exact plan */
 } lplb_advice_topology;
+
+typedef struct lplb_advice_groups { /* EPLB at the knee's redundancy with so many expert groups */
+    int32_t groups;                 /* 1 = its global form; else groups stay inside nodes */
+    double even, exact;
+} lplb_advice_groups;
 
 typedef struct lplb_advice_batch { /* at the knee's redundancy */
     int64_t tokens;
@@ -48,7 +56,12 @@ typedef struct lplb_advice_batch { /* at the knee's redundancy */
     double gain_us;     /* saved a layer by planning; 0 without token_ns */
 } lplb_advice_batch;
 
-enum { LPLB_ADVICE_POINTS = 17, LPLB_ADVICE_TOPOLOGIES = 8, LPLB_ADVICE_BATCHES = 10 };
+enum {
+    LPLB_ADVICE_POINTS = 17,
+    LPLB_ADVICE_TOPOLOGIES = 8,
+    LPLB_ADVICE_GROUPS = 8,
+    LPLB_ADVICE_BATCHES = 10
+};
 typedef struct lplb_advice {
     lplb_advice_measures measures;
     int32_t experts, layers, ranks;
@@ -59,9 +72,13 @@ typedef struct lplb_advice {
                                of it brings, by the exact split */
     lplb_advice_point point[LPLB_ADVICE_POINTS];
     int32_t topologies;
-    lplb_advice_topology topology[LPLB_ADVICE_TOPOLOGIES]; /* that exist, best first */
-    double plan_us;                                        /* used for the break-even */
-    int32_t plan_measured;                                 /* 1: timed here */
+    lplb_advice_topology topology[LPLB_ADVICE_TOPOLOGIES]; /* that exist with at most the knee's
+                                                              redundancy, best first */
+    int32_t topology_pays; /* nonzero: the best of them is at least as even as the knee's point */
+    int32_t group_counts;  /* measured where there is more than one node, else 0 */
+    lplb_advice_groups group[LPLB_ADVICE_GROUPS]; /* best (exact) first */
+    double plan_us;                               /* used for the break-even */
+    int32_t plan_measured;                        /* 1: timed here */
     int32_t batches;
     lplb_advice_batch batch[LPLB_ADVICE_BATCHES];
     double break_even_tokens; /* batch from which on planning pays; 0 = never in the range, or

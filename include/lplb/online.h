@@ -12,16 +12,15 @@ LPLB_BEGIN_DECLS
 /* Zero-initialise, set struct_size here and in replay. */
 typedef struct lplb_online_config {
     size_t struct_size;
-    /* ranks, redundant, nodes, groups, batch_tokens, order, layers, seed, threads, expert_bytes and
-     * progress as in lplb_replay. history: fraction of the steps that run but are not measured
-     * (0 when < 0). policy: "PLACEMENT[:option=value,...][+SOLVER[:option=value,...]]" with
-     *   none      contiguous, no redundancy, never moved
-     *   fixed     round robin over all slots, never moved
-     *   eplb      published EPLB, every placement adopted whole: every=N steps (1000) from the mean
-     *             load of the last window=N (as every), or adaptive
-     *   manager   the rebalance manager: every=N or adaptive (default), alpha=X or window=N,
-     *             samples=N, moves=N a layer, budget=N a rebalance, rate=X, cost=X, gain=X, keep=X,
-     *             lag=N, interval=N, min=N, max=N, algorithm=search|eplb|topology, effort=N, work=N
+    /* ranks, redundant or slots, nodes, groups, batch_tokens, order, layers, seed, threads,
+     * expert_bytes and progress as in lplb_replay. history: fraction of the steps that run but are
+     * not measured (0 when < 0). policy: "PLACEMENT[:option=value,...][+SOLVER[:option=value,...]]"
+     * with none      contiguous, no redundancy, never moved fixed     round robin over all slots,
+     * never moved eplb      published EPLB, every placement adopted whole: every=N steps (1000)
+     * from the mean load of the last window=N (as every), or adaptive manager   the rebalance
+     * manager: every=N or adaptive (default), alpha=X or window=N, samples=N, moves=N a layer,
+     * budget=N a rebalance, rate=X, cost=X, gain=X, keep=X, lag=N, interval=N, min=N, max=N,
+     * algorithm=search|eplb|topology, effort=N, work=N
      * (-1 = no limit), forecast=N (a forecaster with blocks of N steps), season=N (of N blocks) 0
      * policies: eplb:every=500, eplb:every=1000, eplb:adaptive and manager, each +even and +exact.
      * All but none start from the same round-robin mapping. */

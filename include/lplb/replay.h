@@ -24,6 +24,8 @@ typedef struct lplb_replay_config {
     size_t struct_size;
     int32_t ranks;        /* G */
     int32_t redundant;    /* slots a rank beyond E/G: P = E + G*redundant, a multiple of G */
+    int32_t slots;        /* P itself, a multiple of G, in place of redundant: for ranks that do not
+                             divide the experts; 0 = by redundant */
     int32_t nodes;        /* 0 = 1 */
     int32_t groups;       /* EPLB's expert groups, 0 = 1 */
     const char *topology; /* name or file of an r2o, NULL = default */
@@ -33,8 +35,9 @@ typedef struct lplb_replay_config {
     int32_t all_layers;
     double history; /* fraction of batches used to place, in [0, 1); default 0.5 when < 0 */
     const char *const *policy; /* [policies] "PLACEMENT[+SOLVER[:option=value,...]]" */
-    int32_t policies;          /* 0 = none, eplb, eplb+exact, lplb, search+exact, ideal */
-    int64_t expert_bytes;      /* weights of one expert, 0 = unknown */
+    int32_t policies;     /* 0 = none, eplb, eplb+exact, lplb (where G divides E), search+exact,
+                             ideal */
+    int64_t expert_bytes; /* weights of one expert, 0 = unknown */
     const lplb_gpu_model *gpu_model;
     uint64_t seed;
     int32_t threads;    /* 0 = all */

@@ -125,8 +125,9 @@ class _StepData(ctypes.Structure):
 
 
 class _AdviseConfig(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("ranks", c_int32), ("nodes", c_int32),
-                ("batch_tokens", c_int64), ("topk", c_int32), ("most_redundant", c_int32),
+    _fields_ = [("struct_size", c_size_t), ("ranks", c_int32), ("slots", c_int32),
+                ("nodes", c_int32), ("batch_tokens", c_int64), ("topk", c_int32),
+                ("most_redundant", c_int32),
                 ("expert_bytes", c_int64), ("token_ns", c_double), ("plan_us", c_double),
                 ("seed", c_uint64), ("threads", c_int32)]
 
@@ -143,7 +144,11 @@ class _Point(ctypes.Structure):
 
 
 class _TopologyAdvice(ctypes.Structure):
-    _fields_ = [("name", c_char * 40), ("exact", c_double)]
+    _fields_ = [("name", c_char * 40), ("redundant", c_int32), ("exact", c_double)]
+
+
+class _GroupsAdvice(ctypes.Structure):
+    _fields_ = [("groups", c_int32), ("even", c_double), ("exact", c_double)]
 
 
 class _BatchAdvice(ctypes.Structure):
@@ -156,7 +161,8 @@ class _Advice(ctypes.Structure):
                 ("ranks", c_int32), ("held_out", c_int32), ("rule_groups", c_int32),
                 ("rule_redundant", c_int32), ("points", c_int32), ("knee", c_int32),
                 ("point", _Point * 17), ("topologies", c_int32),
-                ("topology", _TopologyAdvice * 8), ("plan_us", c_double),
+                ("topology", _TopologyAdvice * 8), ("topology_pays", c_int32),
+                ("group_counts", c_int32), ("group", _GroupsAdvice * 8), ("plan_us", c_double),
                 ("plan_measured", c_int32), ("batches", c_int32), ("batch", _BatchAdvice * 10),
                 ("break_even_tokens", c_double)]
 
@@ -743,7 +749,7 @@ class Monitor(_Handle):
 # ---- advice --------------------------------------------------------------------------------------
 
 
-def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
+def advise(load: Array | str | os.PathLike[str], ranks: int, *, slots: int = 0, nodes: int = 1,
            batch_tokens: int = 0, topk: int = 0, most_redundant: int = 0, expert_bytes: int = 0,
            token_ns: float = 0, plan_us: float = 0, seed: int = 0, threads: int = 0
            ) -> dict[str, Any]:
@@ -752,7 +758,7 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
 
     load: a file that `lplb` reads, or counts [L][E] or [steps][L][E].
     """
-    config = _AdviseConfig(ctypes.sizeof(_AdviseConfig), ranks, nodes, batch_tokens, topk,
+    config = _AdviseConfig(ctypes.sizeof(_AdviseConfig), ranks, slots, nodes, batch_tokens, topk,
                            most_redundant, expert_bytes, token_ns, plan_us, seed, threads)
     advice = _Advice()
     if isinstance(load, (str, os.PathLike)):
@@ -779,10 +785,11 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, nodes: int = 1,
 
 def _advice(a: _Advice) -> dict[str, Any]:
     out = {name: getattr(a, name) for name, kind in _Advice._fields_
-           if kind in (c_int32, c_double) and name not in ("points", "topologies", "batches")}
+           if kind in (c_int32, c_double) and name not in ("points", "topologies", "group_counts", "batches")}
     out["measures"] = _plain(a.measures)
     out["point"] = [_plain(p) for p in a.point[:a.points]]
-    out["topology"] = [{"name": t.name.decode(), "exact": t.exact}
+    out["group"] = [_plain(g) for g in a.group[:a.group_counts]]
+    out["topology"] = [{"name": t.name.decode(), "redundant": t.redundant, "exact": t.exact}
                        for t in a.topology[:a.topologies]]
     out["batch"] = [_plain(b) for b in a.batch[:a.batches]]
     return out

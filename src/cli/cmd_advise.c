@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/doctor.h"
 
 static const char help[] =
     "Usage: lplb advise --ranks G [options] LOAD\n"
@@ -15,6 +16,8 @@ static const char help[] =
     "pay, which topology, and from which batch size on planning every batch does.\n"
     "\n"
     "  --ranks G             ranks of the expert-parallel group (required)\n"
+    "  --slots P             slots in all that redundancy is counted from, a multiple of G\n"
+    "                        (default: the least that holds the experts)\n"
     "  --nodes N             nodes of G/N ranks (default 1)\n"
     "  --stage NAME=LOAD     advise each stage on its own (prefill=..., decode=...)\n"
     "  --batch-tokens B      tokens of a served batch (default 4096)\n"
@@ -56,13 +59,14 @@ static void recommend(json_t *list, const char *topic, json_t *text, json_t *rea
 
 static void recommend_redundancy(json_t *list, const lplb_advice *a) {
     const lplb_advice_point *knee = &a->point[a->knee], *none = &a->point[0];
-    recommend(list, "redundancy",
-              json_sprintf("%d redundant slots a rank (%d in all)", knee->redundant, knee->slots),
-              json_sprintf("mean imbalance %.3f with the exact plan, %.3f evenly split, against "
-                           "%.3f without; more brings less than a tenth of that gain. The rule of "
-                           "thumb for a CV of %.2f says %d experts in all",
-                           knee->exact, knee->even, none->exact, a->measures.cv, a->rule_redundant),
-              knee->exact);
+    recommend(
+        list, "redundancy",
+        json_sprintf("%d redundant slots a rank (%d slots in all)", knee->redundant, knee->slots),
+        json_sprintf("mean imbalance %.3f with the exact plan, %.3f evenly split, against "
+                     "%.3f without; more brings less than a tenth of that gain. The rule of "
+                     "thumb for a CV of %.2f says %d experts in all",
+                     knee->exact, knee->even, none->exact, a->measures.cv, a->rule_redundant),
+        knee->exact);
 }
 
 static void recommend_planning(json_t *list, const lplb_advice *a, const request *q) {
@@ -94,6 +98,34 @@ static int numa_nodes(void) {
     return n ? n : 1;
 }
 
+/* The figure is the share of pairs of GPUs that NVLink joins. */
+static void recommend_links(json_t *list, int32_t per_node) {
+    json_t *gpus = doctor_gpus();
+    int64_t n = (int64_t)json_array_size(json_object_get(gpus, "devices"));
+    int64_t pairs = json_integer_value(json_object_get(gpus, "pairs"));
+    int64_t linked = json_integer_value(json_object_get(gpus, "nvlink_pairs"));
+    if (!n)
+        recommend(list, "nvlink", json_string("ask again on a machine of the job"),
+                  json_string("no GPU is to be seen here"), 0);
+    else if (linked == pairs && n >= per_node)
+        recommend(list, "nvlink", json_string("keep it"),
+                  json_sprintf("all %lld pairs of %lld GPUs are peers by NVLink", (long long)pairs,
+                               (long long)n),
+                  1);
+    else if (linked == pairs)
+        recommend(
+            list, "nvlink",
+            json_sprintf("use --nodes so that %lld ranks share a node", (long long)n),
+            json_sprintf("%lld GPUs here, all linked, and %d ranks a node", (long long)n, per_node),
+            1);
+    else
+        recommend(list, "nvlink", json_string("give linked GPUs a node each (--nodes)"),
+                  json_sprintf("%lld of %lld pairs of GPUs are peers by NVLink", (long long)linked,
+                               (long long)pairs),
+                  (double)linked / (double)pairs);
+    json_decref(gpus);
+}
+
 static void recommend_hardware(json_t *list, const request *q) {
     int32_t nodes = q->config.nodes ? q->config.nodes : 1, per_node = q->config.ranks / nodes;
     bool power = (per_node & (per_node - 1)) == 0;
@@ -105,22 +137,71 @@ static void recommend_hardware(json_t *list, const request *q) {
               json_string(numa > 1 ? "bind each rank's process to the node of its GPU"
                                    : "nothing to bind on this machine"),
               json_sprintf("%d NUMA node%s here", numa, numa == 1 ? "" : "s"), numa);
+    recommend_links(list, per_node);
+}
+
+/* The figure is the number of groups. */
+static void recommend_groups(json_t *list, const lplb_advice *a) {
+    const lplb_advice_groups *best = &a->group[0], *global = best;
+    if (!a->group_counts) {
+        recommend(list, "groups", json_string("none: groups keep experts inside nodes"),
+                  json_sprintf("there is one node here; give --nodes to measure them (the rule of "
+                               "thumb for %d experts says %d)",
+                               a->experts, a->rule_groups),
+                  1);
+        return;
+    }
+    if (a->group_counts == 1) {
+        recommend(list, "groups", json_string("none: the global form of EPLB"),
+                  json_sprintf("no number of groups divides over the nodes and divides %d experts",
+                               a->experts),
+                  1);
+        return;
+    }
+    while (global->groups != 1) global++;
+    if (best->groups == 1)
+        recommend(list, "groups", json_string("none: the global form of EPLB"),
+                  json_sprintf("mean imbalance %.3f with the exact plan; the best of %d numbers of "
+                               "groups in nodes reaches %.3f (the rule of thumb says %d)",
+                               best->exact, a->group_counts - 1, a->group[1].exact, a->rule_groups),
+                  1);
+    else
+        recommend(list, "groups", json_sprintf("%d expert groups, kept inside nodes", best->groups),
+                  json_sprintf("mean imbalance %.3f with the exact plan, the global form %.3f (the "
+                               "rule of thumb says %d)",
+                               best->exact, global->exact, a->rule_groups),
+                  best->groups);
+}
+
+/* The figure is the imbalance of what is recommended. */
+static void recommend_topology(json_t *list, const lplb_advice *a) {
+    const lplb_advice_point *knee = &a->point[a->knee];
+    const lplb_advice_topology *best = &a->topology[0];
+    if (a->topology_pays)
+        recommend(list, "topology",
+                  json_sprintf("%s with %d redundant slots a rank", best->name, best->redundant),
+                  json_sprintf("mean imbalance %.3f with the exact plan, EPLB's placement %.3f",
+                               best->exact, knee->exact),
+                  best->exact);
+    else if (a->topologies)
+        recommend(list, "topology", json_string("none: EPLB's placement or the search's"),
+                  json_sprintf("mean imbalance %.3f with the exact plan; the best topology, %s, "
+                               "reaches %.3f",
+                               knee->exact, best->name, best->exact),
+                  knee->exact);
+    else
+        recommend(list, "topology", json_string("none: EPLB's placement or the search's"),
+                  json_sprintf("no topology exists for %d ranks, %d experts and %d redundant slots "
+                               "a rank",
+                               a->ranks, a->experts, knee->redundant),
+                  knee->exact);
 }
 
 static json_t *recommendations(const lplb_advice *a, const request *q) {
     json_t *list = json_array();
-    recommend(
-        list, "groups",
-        json_sprintf("start with %d expert groups for hierarchical EPLB", a->rule_groups),
-        json_sprintf("rule of thumb for %d experts; only with more than one node", a->experts),
-        a->rule_groups);
+    recommend_groups(list, a);
     recommend_redundancy(list, a);
-    if (a->topologies)
-        recommend(list, "topology", json_string(a->topology[0].name),
-                  json_sprintf("mean imbalance %.3f with the exact plan, the least of %d that "
-                               "exist here",
-                               a->topology[0].exact, a->topologies),
-                  a->topology[0].exact);
+    recommend_topology(list, a);
     recommend_planning(list, a, q);
     recommend_hardware(list, q);
     return list;
@@ -132,30 +213,38 @@ static json_t *stage_json(const stage *s, const request *q) {
     const lplb_advice *a = &s->advice;
     const lplb_advice_measures *m = &a->measures;
     json_t *curve = json_array(), *topologies = json_array(), *batches = json_array();
+    json_t *groups = json_array();
+    bool knows_bytes = q->config.expert_bytes > 0, knows_time = q->config.token_ns > 0;
     for (int32_t i = 0; i < a->points; i++)
-        json_array_append_new(curve, json_pack("{s:i, s:i, s:f, s:f, s:I}", "redundant",
-                                               a->point[i].redundant, "slots", a->point[i].slots,
-                                               "even", a->point[i].even, "exact", a->point[i].exact,
-                                               "bytes_per_rank", (json_int_t)a->point[i].bytes));
+        json_array_append_new(
+            curve, json_pack("{s:i, s:i, s:f, s:f, s:o}", "redundant", a->point[i].redundant,
+                             "slots", a->point[i].slots, "even", a->point[i].even, "exact",
+                             a->point[i].exact, "bytes_per_rank",
+                             knows_bytes ? json_integer(a->point[i].bytes) : json_null()));
     for (int32_t i = 0; i < a->topologies; i++)
-        json_array_append_new(topologies, json_pack("{s:s, s:f}", "name", a->topology[i].name,
-                                                    "exact", a->topology[i].exact));
+        json_array_append_new(topologies,
+                              json_pack("{s:s, s:i, s:f}", "name", a->topology[i].name, "redundant",
+                                        a->topology[i].redundant, "exact", a->topology[i].exact));
+    for (int32_t i = 0; i < a->group_counts; i++)
+        json_array_append_new(groups,
+                              json_pack("{s:i, s:f, s:f}", "groups", a->group[i].groups, "even",
+                                        a->group[i].even, "exact", a->group[i].exact));
     for (int32_t i = 0; i < a->batches; i++)
-        json_array_append_new(batches, json_pack("{s:I, s:f, s:f, s:f}", "tokens",
-                                                 (json_int_t)a->batch[i].tokens, "even",
-                                                 a->batch[i].even, "exact", a->batch[i].exact,
-                                                 "gain_us", a->batch[i].gain_us));
+        json_array_append_new(
+            batches, json_pack("{s:I, s:f, s:f, s:o}", "tokens", (json_int_t)a->batch[i].tokens,
+                               "even", a->batch[i].even, "exact", a->batch[i].exact, "gain_us",
+                               knows_time ? json_real(a->batch[i].gain_us) : json_null()));
     json_t *measures = json_pack(
         "{s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "cv", m->cv, "worst_cv", m->worst_cv, "hottest",
         m->hottest, "worst_hottest", m->worst_hottest, "contiguous_imbalance", m->contiguous,
         "worst_contiguous_imbalance", m->worst_contiguous, "layers_with_load", m->layers);
     json_t *even = a->break_even_tokens > 0 ? json_real(a->break_even_tokens) : json_null();
-    return json_pack("{s:s, s:b, s:o, s:i, s:i, s:o, s:i, s:o, s:f, s:b, s:o, s:o, s:o}", "stage",
-                     s->label, "held_out", a->held_out, "measures", measures, "rule_groups",
-                     a->rule_groups, "rule_redundant", a->rule_redundant, "curve", curve, "knee",
-                     a->point[a->knee].redundant, "topologies", topologies, "plan_us", a->plan_us,
-                     "plan_measured", a->plan_measured, "batches", batches, "break_even_tokens",
-                     even, "recommendations", recommendations(a, q));
+    return json_pack("{s:s, s:b, s:o, s:i, s:i, s:o, s:i, s:o, s:o, s:f, s:b, s:o, s:o, s:o}",
+                     "stage", s->label, "held_out", a->held_out, "measures", measures,
+                     "rule_groups", a->rule_groups, "rule_redundant", a->rule_redundant, "curve",
+                     curve, "knee", a->point[a->knee].redundant, "topologies", topologies, "groups",
+                     groups, "plan_us", a->plan_us, "plan_measured", a->plan_measured, "batches",
+                     batches, "break_even_tokens", even, "recommendations", recommendations(a, q));
 }
 
 static int print_json(const request *q) {
@@ -169,6 +258,14 @@ static int print_json(const request *q) {
 
 /* ---- text ---- */
 
+/* "-" for what is not known; in one static buffer. */
+static const char *figure(bool known, int decimals, double value) {
+    static char text[32];
+    if (!known) return "-";
+    snprintf(text, sizeof text, "%.*f", decimals, value);
+    return text;
+}
+
 static void print_stage(const stage *s, const request *q) {
     const lplb_advice *a = &s->advice;
     const lplb_advice_measures *m = &a->measures;
@@ -178,13 +275,17 @@ static void print_stage(const stage *s, const request *q) {
            "imbalance %.3f (%.3f)\n\n  redundant a rank    even   exact   GiB a rank\n",
            m->cv, m->worst_cv, m->hottest, m->worst_hottest, m->contiguous, m->worst_contiguous);
     for (int32_t i = 0; i < a->points; i++)
-        printf("  %16d  %6.3f  %6.3f  %11.2f%s\n", a->point[i].redundant, a->point[i].even,
-               a->point[i].exact, (double)a->point[i].bytes / 1073741824.0,
+        printf("  %16d  %6.3f  %6.3f  %11s%s\n", a->point[i].redundant, a->point[i].even,
+               a->point[i].exact,
+               figure(q->config.expert_bytes > 0, 2, (double)a->point[i].bytes / 1073741824.0),
                i == a->knee ? "  <- knee" : "");
+    for (int32_t i = 0; i < a->group_counts; i++)
+        printf("%s  %16d  %6.3f  %6.3f\n", i ? "" : "\n   expert groups    even   exact\n",
+               a->group[i].groups, a->group[i].even, a->group[i].exact);
     printf("\n  batch tokens    even   exact   saved us   (a plan: %.1f us)\n", a->plan_us);
     for (int32_t i = 0; i < a->batches; i++)
-        printf("  %12lld  %6.3f  %6.3f  %9.1f\n", (long long)a->batch[i].tokens, a->batch[i].even,
-               a->batch[i].exact, a->batch[i].gain_us);
+        printf("  %12lld  %6.3f  %6.3f  %9s\n", (long long)a->batch[i].tokens, a->batch[i].even,
+               a->batch[i].exact, figure(q->config.token_ns > 0, 1, a->batch[i].gain_us));
     printf("\n");
     json_t *list = recommendations(a, q), *item;
     size_t i;
@@ -223,6 +324,7 @@ static bool take(int option, request *q) {
     int64_t seed;
     switch (option) {
     case 'r': return take_int32("--ranks", LPLB_MAX_RANKS, &c->ranks);
+    case 'P': return take_int32("--slots", INT32_MAX, &c->slots);
     case 'n': return take_int32("--nodes", LPLB_MAX_RANKS, &c->nodes);
     case 's': return take_stage(q, optarg);
     case 'b': return cli_parse_int(name, "--batch-tokens", optarg, 1, INT32_MAX, &c->batch_tokens);
@@ -261,6 +363,7 @@ static int run(request *q) {
 
 int cmd_advise(int argc, char **argv) {
     static const struct option options[] = {{"ranks", required_argument, 0, 'r'},
+                                            {"slots", required_argument, 0, 'P'},
                                             {"nodes", required_argument, 0, 'n'},
                                             {"stage", required_argument, 0, 's'},
                                             {"batch-tokens", required_argument, 0, 'b'},

@@ -33,6 +33,7 @@ bool replay_options_take(const char *name, int option, replay_options *o) {
     switch (option) {
     case OPTION_RANKS: return take_int32(name, "--ranks", 1, LPLB_MAX_RANKS, &c->ranks);
     case OPTION_REDUNDANT: return take_int32(name, "--redundant", 0, 65536, &c->redundant);
+    case OPTION_SLOTS: return take_int32(name, "--slots", 1, INT32_MAX, &c->slots);
     case OPTION_EXPERTS: return take_int32(name, "--experts", 1, 32767, &o->trace.experts);
     case OPTION_LAYOUT: o->trace.layout = optarg; return true;
     case OPTION_NODES: return take_int32(name, "--nodes", 1, LPLB_MAX_RANKS, &c->nodes);

@@ -17,6 +17,7 @@ enum {
     OPTION_REDUNDANT,
     OPTION_EXPERTS,
     OPTION_LAYOUT,
+    OPTION_SLOTS,
     OPTION_NODES,
     OPTION_GROUPS,
     OPTION_TOPOLOGY,
@@ -30,6 +31,7 @@ enum {
 #define REPLAY_OPTIONS                                                                             \
     {"ranks", required_argument, 0, OPTION_RANKS},                                                 \
         {"redundant", required_argument, 0, OPTION_REDUNDANT},                                     \
+        {"slots", required_argument, 0, OPTION_SLOTS},                                             \
         {"experts", required_argument, 0, OPTION_EXPERTS},                                         \
         {"layout", required_argument, 0, OPTION_LAYOUT},                                           \
         {"nodes", required_argument, 0, OPTION_NODES},                                             \
@@ -45,6 +47,8 @@ enum {
 #define REPLAY_OPTIONS_HELP                                                                        \
     "  --ranks G          ranks of the expert-parallel group (required)\n"                         \
     "  --redundant D      expert slots of a rank beyond experts/G (default 0)\n"                   \
+    "  --slots P          expert slots in all, a multiple of G, in place of --redundant: for\n"    \
+    "                     ranks that do not divide the experts\n"                                  \
     "  --nodes N          nodes of G/N ranks each, linked more slowly (default 1)\n"               \
     "  --groups K         expert groups for EPLB's hierarchical form (default 1)\n"                \
     "  --topology T       cube, hypercube, ring, torus:MxN or an r2o file, for topology\n"         \

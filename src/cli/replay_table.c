@@ -60,8 +60,10 @@ static void print_header(const lplb_trace *trace, const lplb_replay_result *r) {
     else printf(", all measured\n");
     printf("%d ranks", r->ranks);
     if (r->nodes > 1) printf(" on %d nodes", r->nodes);
-    printf(", %d expert slots a layer (%d redundant a rank)", r->slots,
-           (r->slots - r->experts) / r->ranks);
+    int32_t beyond = r->slots - r->experts;
+    printf(", %d expert slots a layer (%d redundant", r->slots,
+           beyond % r->ranks ? beyond : beyond / r->ranks);
+    printf("%s)", beyond % r->ranks ? " in all" : " a rank");
     if (r->layers < trace->layers)
         printf(", layers %d-%d", r->first_layer, r->first_layer + r->layers - 1);
     printf("\n");

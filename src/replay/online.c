@@ -237,9 +237,9 @@ static lplb_status make_manager(server *s) {
 
 static lplb_status make_still(server *s) {
     const lplb__replay *base = &s->run->base;
-    int32_t slots = s->policy->kind == LPLB__ONLINE_NONE ? base->experts : s->run->result->slots;
-    LPLB_TRY(
-        lplb_placement_create(base->layers, base->experts, slots, base->ranks, NULL, &s->still));
+    if (s->policy->kind == LPLB__ONLINE_NONE) return lplb__replay_contiguous(base, &s->still);
+    LPLB_TRY(lplb_placement_create(base->layers, base->experts, base->slots, base->ranks, NULL,
+                                   &s->still));
     lplb_placement_fill_trivial(s->still);
     return LPLB_OK;
 }
@@ -395,7 +395,7 @@ static lplb_status fill_header(online_run *run) {
     r->experts = base->experts;
     r->topk = base->trace->topk;
     r->ranks = base->ranks;
-    r->slots = base->experts + base->ranks * base->config.redundant;
+    r->slots = base->slots;
     r->nodes = base->nodes;
     r->batch_tokens = base->batch_tokens;
     r->points = run->config->points ? run->config->points : POINTS;

@@ -9,10 +9,16 @@
  * taken. */
 enum { MAX_SEARCH_SAMPLES = 320 };
 
-static lplb_status contiguous(const lplb__replay *run, lplb_placement **out) {
-    LPLB_TRY(lplb_placement_create(run->layers, run->experts, run->experts, run->ranks, NULL, out));
-    lplb_placement_fill_trivial(*out);
-    return LPLB_OK;
+lplb_status lplb__replay_contiguous(const lplb__replay *run, lplb_placement **out) {
+    int32_t *per_rank;
+    LPLB_TRY(LPLB_CALLOC(per_rank, run->ranks));
+    for (int32_t r = 0; r < run->ranks; r++)
+        per_rank[r] = run->experts / run->ranks + (r < run->experts % run->ranks);
+    lplb_status status =
+        lplb_placement_create(run->layers, run->experts, run->experts, run->ranks, per_rank, out);
+    lplb__free(per_rank);
+    if (status == LPLB_OK) lplb_placement_fill_trivial(*out);
+    return status;
 }
 
 /* Sum of the history [L][E]. */
@@ -55,7 +61,7 @@ static lplb_status compute(const lplb__replay *run, const lplb__policy *policy, 
                          name, c->history, (long long)run->batches);
     lplb_place_config place = {.struct_size = sizeof place,
                                .ranks = run->ranks,
-                               .slots = run->experts + run->ranks * c->redundant,
+                               .slots = run->slots,
                                .nodes = run->nodes,
                                .groups = c->groups,
                                .max_moves = -1,
@@ -72,7 +78,8 @@ static lplb_status compute(const lplb__replay *run, const lplb__policy *policy, 
     int64_t *load = NULL, samples = 1;
     lplb_status status = LPLB_OK;
     if (policy->kind == LPLB__KIND_TOPOLOGY)
-        status = lplb_topology_open(c->topology, run->ranks, c->redundant, &topology);
+        status = lplb_topology_open(c->topology, run->ranks,
+                                    (run->slots - run->experts) / run->ranks, &topology);
     place.topology = topology;
     if (search) {
         bool runs = run->trace->kind == LPLB_TRACE_TOPK && run->batch_tokens >= 8;
@@ -136,7 +143,7 @@ static lplb_status place_one(lplb__replay *run, int32_t i, const lplb_placement 
         return LPLB_OK;
     }
     int64_t start = lplb__now_ns();
-    if (policy->kind == LPLB__KIND_NONE) LPLB_TRY(contiguous(run, &result->placement));
+    if (policy->kind == LPLB__KIND_NONE) LPLB_TRY(lplb__replay_contiguous(run, &result->placement));
     else if (policy->kind == LPLB__KIND_FILE) LPLB_TRY(read_file(run, policy, &result->placement));
     else LPLB_TRY(compute(run, policy, result->policy, &result->placement));
     result->place_seconds = (double)(lplb__now_ns() - start) / 1e9;
@@ -146,7 +153,7 @@ static lplb_status place_one(lplb__replay *run, int32_t i, const lplb_placement 
 
 lplb_status lplb__replay_place(lplb__replay *run) {
     lplb_placement *base;
-    LPLB_TRY(contiguous(run, &base));
+    LPLB_TRY(lplb__replay_contiguous(run, &base));
     lplb_status status = LPLB_OK;
     for (int32_t i = 0; i < run->result->policies && status == LPLB_OK; i++) {
         lplb__replay_progress(run, 0.1 + 0.6 * i / run->result->policies,

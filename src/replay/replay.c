@@ -8,6 +8,8 @@
 
 static const char *const default_policies[] = {"none", "eplb",         "eplb+exact",
                                                "lplb", "search+exact", "ideal"};
+/* Where no topology exists. */
+static const char *const default_uneven[] = {"none", "eplb", "eplb+exact", "search+exact", "ideal"};
 enum { N_DEFAULT_POLICIES = sizeof default_policies / sizeof default_policies[0] };
 enum { DEFAULT_BATCH_TOKENS = 4096, MAX_POLICIES = 1024 };
 static const int64_t max_expert_bytes = (int64_t)1 << 40;
@@ -25,6 +27,35 @@ static int32_t nearest_divisor(int32_t E, int32_t G) {
     return 1;
 }
 
+static lplb_status check_slots(lplb__replay *run) {
+    const lplb_replay_config *c = &run->config;
+    int64_t slots = c->slots ? c->slots : run->experts + (int64_t)c->ranks * c->redundant;
+    int64_t least = (run->experts + c->ranks - 1) / c->ranks;
+    if (c->slots && c->redundant)
+        return LPLB_FAIL(LPLB_INVALID, "%d slots or %d redundant slots a rank: give one of them",
+                         c->slots, c->redundant);
+    if (c->slots && (slots < run->experts || slots % c->ranks))
+        return LPLB_FAIL(LPLB_INVALID,
+                         "%lld slots: %d ranks of the same number of slots, which hold %d experts, "
+                         "have %lld, %lld, ... slots",
+                         (long long)slots, c->ranks, run->experts, (long long)(least * c->ranks),
+                         (long long)((least + 1) * c->ranks));
+    if (slots > INT32_MAX)
+        return LPLB_FAIL(LPLB_RANGE, "%lld slots are too many", (long long)slots);
+    if (slots % c->ranks)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "%d experts + %d ranks x %d redundant slots = %lld slots, not a multiple "
+                         "of %d ranks, whatever the number of redundant slots a rank: give slots = "
+                         "%lld (%lld a rank) instead, or other ranks; %d ranks would divide the "
+                         "experts",
+                         run->experts, c->ranks, c->redundant, (long long)slots, c->ranks,
+                         (long long)((least + c->redundant) * c->ranks),
+                         (long long)(least + c->redundant),
+                         nearest_divisor(run->experts, c->ranks));
+    run->slots = (int32_t)slots;
+    return LPLB_OK;
+}
+
 static lplb_status check_ranks(lplb__replay *run) {
     const lplb_replay_config *c = &run->config;
     if (c->ranks < 1 || c->ranks > LPLB_MAX_RANKS)
@@ -33,16 +64,7 @@ static lplb_status check_ranks(lplb__replay *run) {
     if (c->redundant < 0 || c->redundant > LPLB_MAX_RANKS)
         return LPLB_FAIL(LPLB_RANGE, "%d redundant slots a rank; from 0 to %d are possible",
                          c->redundant, LPLB_MAX_RANKS);
-    int64_t slots = run->experts + (int64_t)c->ranks * c->redundant;
-    if (slots > INT32_MAX)
-        return LPLB_FAIL(LPLB_RANGE, "%lld slots are too many", (long long)slots);
-    if (slots % c->ranks)
-        return LPLB_FAIL(LPLB_INVALID,
-                         "%d experts + %d ranks x %d redundant slots = %lld slots, not a multiple "
-                         "of %d ranks, whatever the number of redundant slots a rank; %d ranks "
-                         "would divide the experts",
-                         run->experts, c->ranks, c->redundant, (long long)slots, c->ranks,
-                         nearest_divisor(run->experts, c->ranks));
+    LPLB_TRY(check_slots(run));
     if (run->nodes < 1 || c->ranks % run->nodes)
         return LPLB_FAIL(LPLB_INVALID, "%d ranks are not a multiple of %d nodes", c->ranks,
                          run->nodes);
@@ -95,8 +117,10 @@ static lplb_status copy_string(const char *text, char **out) {
 
 static lplb_status read_policies(lplb__replay *run) {
     lplb_replay_config *c = &run->config;
-    const char *const *names = c->policies ? c->policy : default_policies;
-    int32_t n = c->policies ? c->policies : N_DEFAULT_POLICIES;
+    bool divides = run->experts % c->ranks == 0;
+    const char *const *defaults = divides ? default_policies : default_uneven;
+    const char *const *names = c->policies ? c->policy : defaults;
+    int32_t n = c->policies ? c->policies : divides ? N_DEFAULT_POLICIES : N_DEFAULT_POLICIES - 1;
     if (n < 0 || n > MAX_POLICIES)
         return LPLB_FAIL(LPLB_RANGE, "%d policies; at most %d", n, MAX_POLICIES);
     LPLB_TRY(LPLB_CALLOC(run->policy, n));
@@ -105,7 +129,12 @@ static lplb_status read_policies(lplb__replay *run) {
     for (int32_t i = 0; i < n; i++) {
         lplb_policy_result *p = &run->result->policy[i];
         LPLB_TRY(lplb__policy_parse(names[i], &run->policy[i]));
-        if (run->policy[i].kind == LPLB__KIND_TOPOLOGY && c->redundant < 1)
+        if (run->policy[i].kind == LPLB__KIND_TOPOLOGY && run->experts % c->ranks)
+            return LPLB_FAIL(LPLB_INVALID,
+                             "policy '%s' needs as many experts on every rank: %d ranks do not "
+                             "divide %d experts",
+                             names[i], c->ranks, run->experts);
+        if (run->policy[i].kind == LPLB__KIND_TOPOLOGY && run->slots == run->experts)
             return LPLB_FAIL(LPLB_INVALID, "policy '%s' needs at least one redundant slot a rank",
                              names[i]);
         LPLB_TRY(copy_string(names[i], &p->policy));
@@ -145,7 +174,7 @@ static void fill_header(lplb__replay *run) {
     result->experts = run->experts;
     result->topk = run->trace->topk;
     result->ranks = run->ranks;
-    result->slots = run->experts + run->ranks * run->config.redundant;
+    result->slots = run->slots;
     result->nodes = run->nodes;
     result->batch_tokens = run->batch_tokens;
 }

@@ -40,6 +40,7 @@ typedef struct lplb__replay {
     const lplb_trace *trace;
     lplb_replay_config config; /* defaults filled in */
     int32_t layers, first_layer, experts, ranks, nodes;
+    int32_t slots;            /* P of placements with redundancy */
     int64_t batch_tokens;     /* 0 for counts */
     int64_t batches, history; /* the first `history` batches are not measured */
     int64_t *order;           /* [tokens] or NULL = as recorded */
@@ -58,7 +59,10 @@ void lplb__replay_sources(const lplb__replay *run, int32_t layer, int64_t batch,
 /* Fills history_counts. */
 lplb_status lplb__replay_history(lplb__replay *run);
 
-/* place.c: fills result->policy[i].placement, place_seconds, moved_slots. */
+/* place.c: experts in order without redundancy, the first ranks with one more where ranks do not
+ * divide them. */
+lplb_status lplb__replay_contiguous(const lplb__replay *run, lplb_placement **out);
+/* Fills result->policy[i].placement, place_seconds, moved_slots. */
 lplb_status lplb__replay_place(lplb__replay *run);
 
 /* measure.c: everything else of result->policy[i], and result->counts. */

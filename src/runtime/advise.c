@@ -24,6 +24,7 @@ typedef struct advisor {
     double *by_sample;
     int64_t *later; /* [L][E] loads that batches are drawn from */
     double *weight; /* [E] */
+    int32_t base;   /* slots of the curve's first point */
 } advisor;
 
 /* ---- loads ---- */
@@ -34,9 +35,16 @@ static lplb_status check(advisor *a) {
         return LPLB_FAIL(LPLB_INVALID,
                          "config.struct_size is %zu, must be sizeof(lplb_advise_config) = %zu",
                          c->struct_size, sizeof *c);
-    if (c->ranks < 1 || a->experts % c->ranks)
-        return LPLB_FAIL(LPLB_INVALID, "%d experts do not divide by %d ranks", a->experts,
-                         c->ranks);
+    if (c->ranks < 1 || c->ranks > LPLB_MAX_RANKS)
+        return LPLB_FAIL(LPLB_RANGE, "%d ranks; from 1 to %d are possible", c->ranks,
+                         LPLB_MAX_RANKS);
+    int32_t least = (a->experts + c->ranks - 1) / c->ranks;
+    a->base = c->slots ? c->slots : least * c->ranks;
+    if (a->base < a->experts || a->base % c->ranks)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "%d slots: %d ranks of the same number of slots, which hold %d experts, "
+                         "have %d, %d, ... slots",
+                         a->base, c->ranks, a->experts, least * c->ranks, (least + 1) * c->ranks);
     if (c->nodes < 0 || (c->nodes > 1 && c->ranks % c->nodes))
         return LPLB_FAIL(LPLB_INVALID, "%d ranks do not divide by %d nodes", c->ranks, c->nodes);
     if (c->batch_tokens < 0 || c->topk < 0 || c->expert_bytes < 0 || !(c->token_ns >= 0) ||
@@ -49,7 +57,7 @@ static lplb_status check(advisor *a) {
     if (!c->batch_tokens) c->batch_tokens = 4096;
     if (a->trace->kind == LPLB_TRACE_TOPK) c->topk = a->trace->topk;
     else if (!c->topk) c->topk = 8;
-    int32_t own = a->experts / c->ranks;
+    int32_t own = a->base / c->ranks;
     if (!c->most_redundant) c->most_redundant = own < MOST_REDUNDANT ? own : MOST_REDUNDANT;
     return LPLB_OK;
 }
@@ -93,17 +101,19 @@ static void make_batches(advisor *a, int64_t tokens) {
 
 static void measure_loads(advisor *a) {
     lplb_advice_measures *m = &a->out->measures;
-    int32_t own = a->experts / a->config.ranks;
+    int32_t G = a->config.ranks;
     for (int32_t l = 0; l < a->layers; l++) {
         const int64_t *early = a->load + (int64_t)l * a->experts;
         const int64_t *late = a->later + (int64_t)l * a->experts;
         double sum = 0, squares = 0, most = 0, most_rank = 0, rank = 0;
+        int32_t first = 0, r = 0; /* ranks in order, the first E mod G with an expert more */
         for (int32_t e = 0; e < a->experts; e++) {
             double x = (double)early[e] + (double)late[e];
             sum += x;
             squares += x * x;
             most = x > most ? x : most;
-            rank = e % own ? rank + x : x;
+            if (e == first) rank = 0, first += a->experts / G + (r++ < a->experts % G);
+            rank += x;
             most_rank = rank > most_rank ? rank : most_rank;
         }
         if (!(sum > 0)) continue;
@@ -146,12 +156,14 @@ static lplb_status judge(advisor *a, const lplb_placement *p, lplb_solver solver
 }
 
 static lplb_status place(advisor *a, lplb_place_algorithm algorithm, const lplb_topology *topology,
-                         int32_t redundant, lplb_placement **out) {
+                         int32_t redundant, int32_t groups, lplb_placement **out) {
     lplb_place_config c = {.struct_size = sizeof c,
                            .algorithm = algorithm,
                            .topology = topology,
                            .ranks = a->config.ranks,
-                           .slots = a->experts + a->config.ranks * redundant,
+                           .slots = a->base + a->config.ranks * redundant,
+                           .nodes = groups > 1 ? a->config.nodes : 1,
+                           .groups = groups,
                            .max_moves = -1,
                            .seed = a->config.seed,
                            .threads = a->config.threads};
@@ -164,7 +176,7 @@ static lplb_status try_redundancy(advisor *a) {
     for (int32_t d = 0; d <= a->config.most_redundant; d++) {
         lplb_advice_point *point = &out->point[out->points++];
         lplb_placement *p;
-        LPLB_TRY(place(a, LPLB_PLACE_EPLB, NULL, d, &p));
+        LPLB_TRY(place(a, LPLB_PLACE_EPLB, NULL, d, 1, &p));
         point->redundant = d;
         point->slots = p->slots;
         point->bytes = a->config.expert_bytes * d * out->measures.layers;
@@ -180,37 +192,65 @@ static lplb_status try_redundancy(advisor *a) {
     return LPLB_OK;
 }
 
-static void keep_topology(lplb_advice *out, const char *name, double exact) {
+static void keep_topology(lplb_advice *out, const char *name, int32_t redundant, double exact) {
     if (out->topologies == LPLB_ADVICE_TOPOLOGIES) return;
     int32_t at = out->topologies++;
     for (; at > 0 && out->topology[at - 1].exact > exact; at--)
         out->topology[at] = out->topology[at - 1];
     snprintf(out->topology[at].name, sizeof out->topology[at].name, "%.39s", name);
+    out->topology[at].redundant = redundant;
     out->topology[at].exact = exact;
 }
 
-/* Those that exist for this number of ranks; that one does not exist is no failure. */
+/* Those that exist for this number of ranks and have at most the knee's slots; that one does not
+ * exist is no failure. A topology pays only where the curve's own point is not more even. */
 static lplb_status try_topologies(advisor *a) {
     int32_t G = a->config.ranks, knee = a->out->point[a->out->knee].redundant;
     char names[LPLB_ADVICE_TOPOLOGIES][40] = {"ring", "cube", "hypercube"};
     int n = 3;
+    if (a->base != a->experts) return LPLB_OK; /* ranks do not divide the experts */
     for (int32_t m = 2; m <= G / 2 && n < LPLB_ADVICE_TOPOLOGIES; m++)
         if (G % m == 0) snprintf(names[n++], sizeof names[0], "torus:%dx%d", m, G / m);
     for (int i = 0; i < n; i++) {
         lplb_topology *topology;
         int32_t redundant = i == 0 ? 1 : 2;
-        if (redundant > (knee > 1 ? knee : 1) || redundant > a->experts / G ||
+        if (redundant > knee || redundant > a->experts / G ||
             lplb_topology_create(names[i], G, redundant, &topology) != LPLB_OK)
             continue;
         lplb_placement *p;
         double exact;
-        lplb_status status = place(a, LPLB_PLACE_TOPOLOGY, topology, redundant, &p);
+        lplb_status status = place(a, LPLB_PLACE_TOPOLOGY, topology, redundant, 1, &p);
         lplb_topology_destroy(topology);
         if (status != LPLB_OK) continue;
         status = judge(a, p, LPLB_SOLVER_EXACT, &exact);
         lplb_placement_destroy(p);
         LPLB_TRY(status);
-        keep_topology(a->out, names[i], exact);
+        keep_topology(a->out, names[i], redundant, exact);
+    }
+    a->out->topology_pays =
+        a->out->topologies && a->out->topology[0].exact <= a->out->point[a->out->knee].exact;
+    return LPLB_OK;
+}
+
+/* EPLB's hierarchical form with the numbers of groups that nodes and experts allow, beside the
+ * global one; nothing to choose on one node. */
+static lplb_status try_groups(advisor *a) {
+    lplb_advice *out = a->out;
+    int32_t nodes = a->config.nodes;
+    for (int32_t k = 1; nodes > 1 && k <= a->experts; k = k == 1 ? nodes : 2 * k) {
+        if (a->experts % k) continue;
+        lplb_placement *p;
+        lplb_advice_groups one = {.groups = k};
+        LPLB_TRY(place(a, LPLB_PLACE_EPLB, NULL, out->point[out->knee].redundant, k, &p));
+        lplb_status status = judge(a, p, LPLB_SOLVER_EVEN, &one.even);
+        if (status == LPLB_OK) status = judge(a, p, LPLB_SOLVER_EXACT, &one.exact);
+        lplb_placement_destroy(p);
+        LPLB_TRY(status);
+        int32_t at = out->group_counts++;
+        for (; at > 0 && out->group[at - 1].exact > one.exact; at--)
+            out->group[at] = out->group[at - 1];
+        out->group[at] = one;
+        if (out->group_counts == LPLB_ADVICE_GROUPS) break;
     }
     return LPLB_OK;
 }
@@ -283,7 +323,7 @@ static void find_break_even(lplb_advice *out) {
 static lplb_status try_batches(advisor *a) {
     lplb_advice *out = a->out;
     lplb_placement *p;
-    LPLB_TRY(place(a, LPLB_PLACE_EPLB, NULL, out->point[out->knee].redundant, &p));
+    LPLB_TRY(place(a, LPLB_PLACE_EPLB, NULL, out->point[out->knee].redundant, 1, &p));
     lplb_status status = time_plan(a, p);
     int64_t tokens = 32;
     for (; out->batches < LPLB_ADVICE_BATCHES && status == LPLB_OK; tokens *= 2) {
@@ -316,6 +356,7 @@ static lplb_status advise(advisor *a) {
     apply_rules(a);
     LPLB_TRY(try_redundancy(a));
     LPLB_TRY(try_topologies(a));
+    LPLB_TRY(try_groups(a));
     return try_batches(a);
 }
 

@@ -192,8 +192,9 @@ def test_advise(tmp_path):
     np.savez(tmp_path / "load.npz", logical_count=counts)
     b = advise(tmp_path / "load.npz", G)
     assert b["measures"] == a["measures"]
-    with pytest.raises(lplb.InputError):
-        advise(counts, 3)
+    assert advise(counts, 3)["point"][0]["slots"] == 18 and advise(counts, 3, nodes=3)["group"]
+    with pytest.raises(lplb.InputError, match="18, 21"):
+        advise(counts, 3, slots=20)
 
 
 def test_recover_names_everything_that_is_lost():
