@@ -39,6 +39,15 @@ static void test_doctor(void **state) {
     assert_true(json_is_true(at(at(document, "planner"), "ok")));
     /* The tokens of experts 0 (900), 1 (100) and 7 (40) live on ranks 0 and 3 only: half each. */
     assert_int_equal(json_integer_value(at(at(document, "planner"), "max_load")), 520);
+    /* With a GPU and liblplb_cuda the same plan was made there; without, why not is said. */
+    const json_t *cuda = json_array_get(at(document, "backends"), 0);
+    if (json_is_true(at(cuda, "available"))) {
+        assert_true(json_is_true(at(cuda, "ok")));
+        assert_int_equal(json_integer_value(at(cuda, "max_load")), 520);
+    } else {
+        assert_true(json_is_null(at(cuda, "ok")));
+        assert_true(json_string_length(at(cuda, "detail")) > 0);
+    }
     json_decref(document);
     run_free(&r);
 

@@ -785,7 +785,8 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, slots: int = 0, 
 
 def _advice(a: _Advice) -> dict[str, Any]:
     out = {name: getattr(a, name) for name, kind in _Advice._fields_
-           if kind in (c_int32, c_double) and name not in ("points", "topologies", "group_counts", "batches")}
+           if kind in (c_int32, c_double)
+           and name not in ("points", "topologies", "group_counts", "batches")}
     out["measures"] = _plain(a.measures)
     out["point"] = [_plain(p) for p in a.point[:a.points]]
     out["group"] = [_plain(g) for g in a.group[:a.group_counts]]

@@ -22,7 +22,8 @@ static const char help[] =
     "Usage: lplb doctor [--json]\n"
     "\n"
     "Shows the processor, memory and versions, which optional parts are installed and what\n"
-    "each is for, and plans a small batch whose optimality it checks.\n"
+    "each is for, and plans a small batch by every solver, and on the GPU where there is one\n"
+    "and liblplb_cuda; each plan is verified. Says what to do about what it finds.\n"
     "\n"
     "  --json    one JSON document on stdout (docs/formats.md)\n"
     "  --help    this text\n"
@@ -138,27 +139,38 @@ typedef struct optional_part {
     const char *name, *purpose;
     const char *libraries; /* names to try, blank between them, or NULL */
     const char *command;   /* prints a version on its first line, or NULL */
+    const char *install;   /* what to do about its absence */
 } optional_part;
 
 static const optional_part parts[] = {
-    {"CUDA driver", "NVIDIA GPUs", "libcuda.so.1", NULL},
-    {"liblplb_cuda", "plan and dispatch on a GPU (built where nvcc is)", "liblplb_cuda.so.0", NULL},
+    {"CUDA driver", "NVIDIA GPUs", "libcuda.so.1", NULL,
+     "install NVIDIA's driver (apt install nvidia-driver); in a container start it with --gpus "
+     "all"},
+    {"liblplb_cuda", "plan and dispatch on a GPU", "liblplb_cuda.so.0", NULL,
+     "build lplb where nvcc is (cmake -DLPLB_CUDA=ON), or add its folder to LD_LIBRARY_PATH"},
     {"CUDA toolkit", "building liblplb_cuda", NULL,
-     "PATH=$PATH:/usr/local/cuda/bin nvcc --version 2>/dev/null | sed -n 's/.*release //p'"},
+     "PATH=$PATH:/usr/local/cuda/bin nvcc --version 2>/dev/null | sed -n 's/.*release //p'",
+     "install NVIDIA's cuda-toolkit package, or put nvcc on the PATH"},
     {"MPI", "the trainer, on several ranks", "libmpi.so.40 libmpi.so.12 libmpi.so",
-     "mpirun --version 2>/dev/null"},
-    {"OpenBLAS", "the trainer", "libopenblas.so.0", NULL},
-    {"NCCL", "collectives between GPUs (not used by this build)", "libnccl.so.2", NULL},
-    {"NVSHMEM", "counts between GPUs of several nodes (not used by this build)",
-     "libnvshmem_host.so.3", NULL},
+     "mpirun --version 2>/dev/null", "apt install libopenmpi-dev openmpi-bin"},
+    {"OpenBLAS", "the trainer", "libopenblas.so.0", NULL, "apt install libopenblas-dev"},
+    {"NCCL", "counts shared between GPUs (transport nccl of liblplb_cuda, loaded at run time)",
+     "libnccl.so.2", NULL, "pip install nvidia-nccl-cu13, or apt install libnccl2"},
+    {"NVSHMEM", "counts between GPUs of several nodes (transport nvshmem of liblplb_cuda)",
+     "libnvshmem_host.so.3", NULL,
+     "pip install nvidia-nvshmem-cu13, or name the file in LPLB_NVSHMEM_LIBRARY"},
     {"DeepEP", "dispatch and combine in engines", NULL,
-     "python3 -c 'import importlib.metadata as m; print(m.version(\"deep_ep\"))' 2>/dev/null"},
-    {"NVTX", "ranges in Nsight (headers, when the library is built)", NULL, NULL},
+     "python3 -c 'import importlib.metadata as m; print(m.version(\"deep_ep\"))' 2>/dev/null",
+     "build it from github.com/deepseek-ai/DeepEP"},
+    {"NVTX", "ranges in Nsight (headers, when the library is built)", NULL, NULL,
+     "build lplb with nvtx3 in the include path; the CUDA toolkit has it"},
     {"CLP", "independent LP solver of the benchmarks", "libClp.so.1",
-     "pkg-config --modversion clp 2>/dev/null"},
-    {"Python", "the tests' checks of the source text", NULL, "python3 --version 2>/dev/null"},
-    {"PyTorch", "recording traces in engines (docs/recording.md)", NULL,
-     "python3 -c 'import importlib.metadata as m; print(m.version(\"torch\"))' 2>/dev/null"},
+     "pkg-config --modversion clp 2>/dev/null", "apt install coinor-libclp-dev"},
+    {"Python", "the Python package, and the tests' checks of the source text", NULL,
+     "python3 --version 2>/dev/null", "apt install python3 python3-numpy"},
+    {"PyTorch", "tensors in the Python package, recording traces in engines", NULL,
+     "python3 -c 'import importlib.metadata as m; print(m.version(\"torch\"))' 2>/dev/null",
+     "pip install torch, or apt install python3-torch"},
 };
 enum { N_PARTS = sizeof parts / sizeof parts[0] };
 
@@ -189,8 +201,9 @@ static json_t *describe_part(const optional_part *part) {
         has_command = *version != '\0';
     }
     const char *detail = has_command ? version : library;
-    return json_pack("{s:s, s:b, s:o, s:s}", "name", part->name, "found", found, "detail",
-                     found && *detail ? json_string(detail) : json_null(), "for", part->purpose);
+    return json_pack("{s:s, s:b, s:o, s:s, s:s}", "name", part->name, "found", found, "detail",
+                     found && *detail ? json_string(detail) : json_null(), "for", part->purpose,
+                     "install", part->install);
 }
 
 static json_t *describe_parts(void) {
@@ -201,21 +214,19 @@ static json_t *describe_parts(void) {
 
 /* ---- the planner ---- */
 
-/* 4 ranks of 3 slots: two experts of its own and a copy of the next rank's first. Expert 0 is hot:
- * ranks 0 and 3 share its tokens, and nothing can leave these two. */
 static lplb_status plan_small(lplb_plan *plan, int64_t *solve_ns) {
-    enum { RANKS = 4, EXPERTS = 8, HOSTS = 12 };
-    static const int64_t offset[EXPERTS + 1] = {0, 2, 3, 5, 6, 8, 9, 11, 12};
-    static const int32_t rank[HOSTS] = {0, 3, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3};
-    static const int64_t tokens[EXPERTS] = {900, 100, 120, 80, 110, 90, 60, 40};
-    static int64_t split[HOSTS], loads[RANKS];
+    static int64_t split[DOCTOR_HOSTS], loads[DOCTOR_RANKS];
     static uint64_t certificate[1];
-    *plan = (lplb_plan){.split = split, .loads = loads, .certificate = certificate};
-    lplb_plan_config config = {.struct_size = sizeof config,
-                               .hosts = {RANKS, EXPERTS, offset, rank}};
-    lplb_plan_input input = {.tokens = tokens};
+    doctor_batch batch;
+    lplb_placement *placement;
     lplb_planner *planner;
-    lplb_status status = lplb_planner_create(&config, &planner);
+    *plan = (lplb_plan){.split = split, .loads = loads, .certificate = certificate};
+    lplb_status status = doctor_fill_batch(&batch, &placement);
+    if (status != LPLB_OK) return status;
+    lplb_placement_destroy(placement);
+    lplb_plan_config config = {.struct_size = sizeof config, .hosts = batch.hosts};
+    lplb_plan_input input = {.tokens = batch.tokens};
+    status = lplb_planner_create(&config, &planner);
     if (status != LPLB_OK) return status;
     struct timespec start, end;
     clock_gettime(CLOCK_MONOTONIC, &start);
@@ -278,6 +289,14 @@ static void print_text(const json_t *document) {
                (double)json_integer_value(json_object_get(check, "solve_ns")) / 1e3,
                text_of(check, "status"));
     else printf("\nPlanner: FAILED: %s%s\n", text_of(check, "error"), text_of(check, "status"));
+    json_array_foreach(json_object_get(document, "backends"), i, item) {
+        const json_t *good = json_object_get(item, "ok");
+        printf("GPU plan: %s%s\n",
+               json_is_true(good)    ? "the same batch, optimal, certificate checked, on "
+               : json_is_false(good) ? "FAILED: "
+                                     : "not tried: ",
+               text_of(item, "detail"));
+    }
 }
 
 static void print_more(const json_t *document) {
@@ -309,14 +328,17 @@ int cmd_doctor(int argc, char **argv) {
     }
     if (optind < argc)
         return cli_fail(argv[0], EXIT_USAGE, "takes no arguments, not '%s'", argv[optind]);
-    bool ok, solvers_ok;
-    json_t *document = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "schema", "lplb.doctor/1",
-                                 "version", lplb_version(), "system", describe_system(), "gpus",
-                                 doctor_gpus(), "optional", describe_parts(), "planner",
-                                 check_planner(&ok), "solvers", doctor_solvers(&solvers_ok));
+    bool ok, planner_ok, solvers_ok;
+    json_t *cuda = doctor_cuda();
+    ok = !json_is_false(json_object_get(cuda, "ok"));
+    json_t *document =
+        json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:[o]}", "schema", "lplb.doctor/1",
+                  "version", lplb_version(), "system", describe_system(), "gpus", doctor_gpus(),
+                  "optional", describe_parts(), "planner", check_planner(&planner_ok), "solvers",
+                  doctor_solvers(&solvers_ok), "backends", cuda);
     if (!document) return cli_fail(argv[0], EXIT_FAILED, "out of memory");
     json_object_set_new(document, "findings", doctor_findings(document));
-    ok = ok && solvers_ok;
+    ok = ok && planner_ok && solvers_ok;
     int code = EXIT_OK;
     if (json) {
         code = cli_print_json(document);

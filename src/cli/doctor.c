@@ -103,21 +103,33 @@ void doctor_nccl_version(char *out, size_t bytes) {
 
 /* ---- solvers ---- */
 
-/* 4 ranks of 3 slots: two experts of its own and a copy of the next rank's first. Expert 0 is hot:
- * ranks 0 and 3 share its tokens, and nothing can leave these two. */
+lplb_status doctor_fill_batch(doctor_batch *batch, lplb_placement **placement) {
+    static const int32_t row[DOCTOR_HOSTS] = {0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 0};
+    static const int64_t tokens[DOCTOR_EXPERTS] = {900, 100, 120, 80, 110, 90, 60, 40};
+    memcpy(batch->tokens, tokens, sizeof tokens);
+    lplb_status status =
+        lplb_placement_create(1, DOCTOR_EXPERTS, DOCTOR_HOSTS, DOCTOR_RANKS, NULL, placement);
+    if (status != LPLB_OK) return status;
+    memcpy((*placement)->physical_to_logical, row, sizeof row);
+    status = lplb_placement_hosts(*placement, 0, batch->offset, batch->rank, &batch->hosts);
+    if (status != LPLB_OK) lplb_placement_destroy(*placement);
+    return status;
+}
+
 static lplb_status plan_by(lplb_solver solver, lplb_plan *plan) {
-    enum { RANKS = 4, EXPERTS = 8, HOSTS = 12 };
-    static const int64_t offset[EXPERTS + 1] = {0, 2, 3, 5, 6, 8, 9, 11, 12};
-    static const int32_t rank[HOSTS] = {0, 3, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3};
-    static const int64_t tokens[EXPERTS] = {900, 100, 120, 80, 110, 90, 60, 40};
-    static int64_t split[HOSTS], loads[RANKS];
+    static int64_t split[DOCTOR_HOSTS], loads[DOCTOR_RANKS];
     static uint64_t certificate[1];
-    *plan = (lplb_plan){.split = split, .loads = loads, .certificate = certificate};
-    lplb_plan_config config = {
-        .struct_size = sizeof config, .hosts = {RANKS, EXPERTS, offset, rank}, .solver = solver};
-    lplb_plan_input input = {.tokens = tokens};
+    doctor_batch batch;
+    lplb_placement *placement;
     lplb_planner *planner;
-    lplb_status status = lplb_planner_create(&config, &planner);
+    *plan = (lplb_plan){.split = split, .loads = loads, .certificate = certificate};
+    lplb_status status = doctor_fill_batch(&batch, &placement);
+    if (status != LPLB_OK) return status;
+    lplb_placement_destroy(placement);
+    lplb_plan_config config = {
+        .struct_size = sizeof config, .hosts = batch.hosts, .solver = solver};
+    lplb_plan_input input = {.tokens = batch.tokens};
+    status = lplb_planner_create(&config, &planner);
     if (status != LPLB_OK) return status;
     status = lplb_plan_solve(planner, &input, plan);
     if (status == LPLB_OK) status = lplb_plan_check(&config.hosts, NULL, &input, plan);
@@ -165,6 +177,20 @@ static void find_memory(json_t *list, const json_t *system) {
                   "look at the affinity mask (taskset -p $$) or the container's cpuset");
 }
 
+static void find_backends(json_t *list, const json_t *document) {
+    size_t i;
+    json_t *backend;
+    json_array_foreach(json_object_get(document, "backends"), i, backend) {
+        const char *detail = json_string_value(json_object_get(backend, "detail"));
+        const json_t *gpus = json_object_get(document, "gpus");
+        if (json_is_false(json_object_get(backend, "ok")))
+            find_that(list, "the GPU's plan failed or did not pass verification", detail);
+        else if (!json_is_true(json_object_get(backend, "available")) &&
+                 json_array_size(json_object_get(gpus, "devices")))
+            find_that(list, "no plan was tried on the GPU", detail);
+    }
+}
+
 json_t *doctor_findings(const json_t *document) {
     json_t *list = json_array();
     const json_t *gpus = json_object_get(document, "gpus"), *part;
@@ -183,13 +209,15 @@ json_t *doctor_findings(const json_t *document) {
     size_t i;
     json_array_foreach(json_object_get(document, "optional"), i, part) {
         if (json_is_true(json_object_get(part, "found"))) continue;
-        char finding[128], what[256];
+        const char *hint = json_string_value(json_object_get(part, "install"));
+        char finding[128], what[512];
         snprintf(finding, sizeof finding, "%s was not found",
                  json_string_value(json_object_get(part, "name")));
-        snprintf(what, sizeof what, "nothing, unless you need it for: %s",
-                 json_string_value(json_object_get(part, "for")));
+        snprintf(what, sizeof what, "nothing, unless you need it for: %s; then %s",
+                 json_string_value(json_object_get(part, "for")), hint);
         find_that(list, finding, what);
     }
+    find_backends(list, document);
     json_array_foreach(json_object_get(document, "solvers"), i,
                        part) if (!json_is_true(json_object_get(part, "ok")))
         find_that(list, "a solver's plan did not pass verification",
