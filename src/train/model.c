@@ -290,8 +290,8 @@ static lplb_status moe_forward(model *m, int32_t l, const batch *b, real *out, l
     const real *x = m->ops->widen(m->dmixed, t->norm2, N * c->width);
     gemm_shape shape = {N, c->experts, c->width, false, true, c->width, c->width, c->experts};
     m->ops->gemm(&shape, x, m->param + p->router, 0, t->route.logit);
-    real *bias = c->bias_rate > 0 ? m->bias + (int64_t)p->moe * c->experts : NULL;
-    m->ops->route_forward(c, bias, N, &t->route);
+    /* without a rate too: a model that was trained with a bias chooses by it */
+    m->ops->route_forward(c, m->bias + (int64_t)p->moe * c->experts, N, &t->route);
     for (int32_t e = 0; e < c->experts; e++)
         m->step_count[(int64_t)p->moe * c->experts + e] += t->route.count[e];
     if (c->aux != AUX_NONE) LPLB_TRY(balance_slopes(m, p->moe, b, &t->route));

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch_twin import (OPTIONS, Twin, Windows, compare_curves, initial_weights, load_checkpoint,
-                        run_lplb, split_text)
+                        read_safetensors, run_lplb, split_text)
 
 LIBRARY = Path(os.environ.get("LPLB_LIBRARY", "build/liblplb.so")).resolve()
 LPLB = LIBRARY.parent / "lplb"
@@ -38,6 +39,9 @@ def text(tmp_path):
 @pytest.mark.parametrize("changes", [
     {},
     {"router": "sigmoid", "shared-width": 48, "dense-layers": 1, "kv-heads": 4},
+    {"aux": "sequence"},
+    {"router": "sigmoid", "aux": "sequence", "capacity-factor": 1.1},
+    {"capacity-factor": 0.7, "drop": "position"},
 ])
 def test_gradients(text, tmp_path, changes, precision, bound):
     options = dict(OPTIONS, text=text, **changes)
@@ -63,6 +67,21 @@ def test_same_curve(text, precision, bound):
     np.testing.assert_allclose(ours, theirs, rtol=bound)
     assert len(valid) == 2
     np.testing.assert_allclose(ours_valid, valid, rtol=bound)
+
+
+@pytest.mark.parametrize("changes", [
+    {"router": "sigmoid", "bias-rate": 0.01, "aux": "sequence"},
+    {"capacity-factor": 0.9, "drop": "probs"},
+    {"capacity-factor": 0.9, "drop": "position", "bias-rate": 0.01},
+])
+def test_same_curve_of_routers(text, changes):
+    options = dict(OPTIONS, text=text, steps=20, **changes)
+    ours, theirs, ours_valid, valid = compare_curves(LPLB, options, "f64")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(ours_valid, valid, rtol=1e-6)
+    if "bias-rate" in changes:  # without it the curve is another
+        plain, _, _, _ = compare_curves(LPLB, dict(options, **{"bias-rate": 0}), "f64")
+        assert max(abs(a - b) for a, b in zip(ours, plain)) > 1e-5
 
 
 def write_safetensors(path, tensors, metadata):
@@ -104,3 +123,53 @@ def test_weights_from_outside(text, tmp_path):
                                                    options["global-batch"]))
     assert [line["step"] for line in log] == [2]
     assert math.isclose(log[0]["loss"], loss.item(), rel_tol=1e-4)
+
+
+def export(text, tmp_path):
+    """A checkpoint with a selection bias, and its weights as --export writes them."""
+    options = dict(OPTIONS, text=text, steps=3, checkpoint=tmp_path / "ck", router="sigmoid",
+                   **{"bias-rate": 0.01, "warmup-steps": 1})
+    run_lplb(LPLB, options)
+    path = tmp_path / "weights.safetensors"
+    subprocess.run([LPLB, "train", "--checkpoint", options["checkpoint"], "--export", path],
+                   check=True)
+    return options, path
+
+
+def test_exported_weights_in_pytorch(text, tmp_path):
+    """The safetensors package reads what --export writes; what it writes, --init reads, in bf16
+    too; the bits are those of the checkpoint."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    options, path = export(text, tmp_path)
+    weights, checkpoint = safetensors.load_file(str(path)), load_checkpoint(tmp_path / "ck")
+    wanted = {name for name in checkpoint if not name.startswith(("optimizer.", "lplb."))}
+    bias = "model.layers.{}.mlp.gate.e_score_correction_bias"
+    assert set(weights) == wanted | {bias.format(layer) for layer in range(options["layers"])}
+    for name in wanted:
+        assert (weights[name].numpy() == checkpoint[name]).all(), name
+    for layer, row in enumerate(checkpoint["lplb.selection_bias"]):
+        assert (weights[bias.format(layer)].numpy() == row).all()
+    back, again = tmp_path / "back.safetensors", tmp_path / "again.safetensors"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        safetensors.save_file({name: value.to(dtype) for name, value in weights.items()}, str(back))
+        folder = tmp_path / str(dtype)
+        run_lplb(LPLB, dict(options, checkpoint=folder, init=back, steps=1, rate=1e-30,
+                            **{"min-rate": 0, "warmup-steps": 0, "bias-rate": 0}))
+        subprocess.run([LPLB, "train", "--checkpoint", folder, "--export", again], check=True)
+        for name, value in safetensors.load_file(str(again)).items():
+            assert torch.equal(value, weights[name].to(dtype).float()), name
+
+
+def test_exported_weights_make_the_same_loss(text, tmp_path):
+    options, path = export(text, tmp_path)
+    kept, _ = split_text(text, options["held-out"])
+    shape = dict(options, **{"bias-rate": 0})
+    weights = read_safetensors(path)
+    twin = Twin({n: v for n, v in weights.items() if "correction_bias" not in n}, shape)
+    for layer in range(options["layers"]):
+        twin.bias[layer] = torch.tensor(
+            weights[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"])
+    batch = Windows(kept, options["context"], options["seed"]).batch(0, options["global-batch"])
+    log = run_lplb(LPLB, dict(shape, init=path, steps=1, checkpoint=tmp_path / "from",
+                              **{"warmup-steps": 0}))
+    assert math.isclose(log[0]["loss"], twin.losses(*batch)[0].item(), rel_tol=1e-4)

@@ -127,6 +127,9 @@ class Twin:
         self.shape = shape
         self.p = {name: torch.tensor(value, requires_grad=True) for name, value in weights.items()
                   if not name.startswith(("optimizer.", "lplb."))}
+        dtype = next(iter(self.p.values())).dtype
+        self.bias = torch.zeros(shape["layers"], shape["experts"], dtype=dtype)
+        self.count = torch.zeros(shape["layers"], shape["experts"])
 
     def norm(self, x, name):
         return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * self.p[name]
@@ -160,27 +163,57 @@ class Twin:
         gate, up, down = (self.p[f"{name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
         return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
+    def balance(self, choice, probability):
+        """E sum_i f_i P_i over each scope's tokens: all of them, or a sequence's."""
+        s = self.shape
+        scope = s["context"] if s["aux"] == "sequence" else len(choice)
+        total = 0
+        for at in range(0, len(choice), scope):
+            chosen = choice[at:at + scope]
+            fraction = torch.bincount(chosen.flatten(), minlength=s["experts"])
+            fraction = fraction.to(probability.dtype) / chosen.numel()
+            total = total + s["experts"] * (fraction * probability[at:at + scope]).sum()
+        return total
+
+    def keep(self, choice, gate):
+        """False where an expert is over its capacity: lowest gates or last tokens go first."""
+        s, kept = self.shape, torch.ones_like(choice, dtype=torch.bool)
+        if not s["capacity-factor"]:
+            return kept
+        capacity = math.ceil(choice.numel() / s["experts"] * s["capacity-factor"])
+        for e in range(s["experts"]):
+            index = torch.where(choice.flatten() == e)[0]
+            if s["drop"] == "probs":
+                index = index[torch.argsort(-gate.detach().flatten()[index], stable=True)]
+            kept.view(-1)[index[capacity:]] = False
+        return kept
+
     def experts(self, x, layer):
         """Output and the sum over tokens of the router's losses."""
         s, name = self.shape, f"model.layers.{layer}.mlp"
-        E, K, N = s["experts"], s["topk"], x.shape[0]
         logit = F.linear(x, self.p[name + ".gate.weight"])
         score = torch.softmax(logit, -1) if s["router"] == "softmax" else torch.sigmoid(logit)
-        gate, choice = torch.topk(score, K)
+        choice = torch.topk(score.detach() + self.bias[layer], s["topk"])[1]
+        self.count[layer] = torch.bincount(choice.flatten(), minlength=s["experts"])
+        gate = score.gather(1, choice)
         gate = gate / gate.sum(-1, keepdim=True)
-        fraction = torch.bincount(choice.flatten(), minlength=E).to(x.dtype) / (N * K)
-        probability = score / score.sum(-1, keepdim=True)
-        balance = 0.01 * E * (fraction * probability).sum()
+        kept = self.keep(choice, gate)
+        balance = 0.01 * self.balance(choice, score / score.sum(-1, keepdim=True))
         z = 0.001 * (torch.logsumexp(logit, -1) ** 2).sum()
         out = torch.zeros_like(x)
-        for e in range(E):
-            token, k = torch.where(choice == e)
+        for e in range(s["experts"]):
+            token, k = torch.where((choice == e) & kept)
             if len(token):
                 y = self.swiglu(x[token], f"{name}.experts.{e}")
                 out = out.index_add(0, token, y * gate[token, k][:, None])
         if s["shared-width"]:
             out = out + self.swiglu(x, name + ".shared_expert")
         return out, balance + z
+
+    def update_bias(self):
+        """Loss-free balance, after a step: towards experts with less than the mean."""
+        mean = self.count.mean(-1, keepdim=True)
+        self.bias += self.shape["bias-rate"] * torch.sign(mean - self.count)
 
     def losses(self, token, target, first):
         """Mean cross-entropy of the counted tokens, router losses per token."""
@@ -230,6 +263,7 @@ def train_twin(twin, text, held_out, options):
         torch.nn.utils.clip_grad_norm_(list(twin.p.values()), 1.0)
         for group in adam.param_groups:
             group["lr"] = rate
+        twin.update_bias()
         adam.step()
         train_loss.append(loss)
         if (step + 1) % options["validate-every"] == 0:
@@ -282,7 +316,8 @@ def compare_curves(lplb, options, precision="f32"):
 
 OPTIONS = {"layers": 2, "width": 64, "heads": 4, "kv-heads": 2, "context": 64, "experts": 8,
            "topk": 2, "expert-width": 64, "shared-width": 0, "dense-layers": 0, "dense-width": 96,
-           "router": "softmax", "global-batch": 8, "micro-batch": 8, "steps": 60,
+           "router": "softmax", "aux": "global", "capacity-factor": 0, "drop": "probs",
+           "bias-rate": 0, "global-batch": 8, "micro-batch": 8, "steps": 60,
            "warmup-steps": 10, "rate": 3e-3, "min-rate": 3e-4, "seed": 3, "held-out": 0.1,
            "validate-every": 20, "validate-sequences": 32}
 
