@@ -7,7 +7,7 @@ LLMC_FOLDER is a clone of github.com/karpathy/llm.c; its train_gpt2.c is compile
 does (-Ofast -march=native) and reads a random model that is written here: 6 layers, width 384, 256
 symbols, 10.8 million parameters, 4 sequences of 64. Ours has layers of the same number of weights
 (SwiGLU of width 1024 against GELU of 1536): once dense, and once with 8 experts of which a token
-takes 2 of width 512, the same work a token. Times are of steps; the shortest of all is what the
+takes 2 of width 512, the same work a token; both also with bf16 where that is to be had. Times are of steps; the shortest of all is what the
 machine can do, the median what its other users left.
 """
 
@@ -70,8 +70,14 @@ def lplb_steps(folder, lplb, changes):
     for name, value in options.items():
         words += [f"--{name}", str(value)]
     subprocess.run(words, cwd=folder, check=True, stdout=subprocess.DEVNULL,
-                   env=dict(os.environ, OPENBLAS_NUM_THREADS="1"))
+                   env=dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"))
     return [json.loads(line)["seconds"] for line in (folder / "log").read_text().splitlines()]
+
+
+def has_bf16(folder, lplb):
+    words = [lplb, "train", "--text", "text.txt", "--dtype", "bf16", "--plan-memory"]
+    return subprocess.run(words, cwd=folder, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL).returncode == 0
 
 
 def main():
@@ -83,24 +89,28 @@ def main():
     arguments = parser.parse_args()
     lplb = str(Path(arguments.build).resolve() / "lplb")
     moe = {"experts": 8, "topk": 2, "expert-width": 512, "dense-layers": 0}
-    times = {"llm.c": [], "lplb train, dense": [], "lplb train, 8 experts, top-2": []}
+    kinds = {"lplb train, dense": {}, "lplb train, 8 experts, top-2": moe}
+    times = {"llm.c": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_llmc_files(folder)
         subprocess.run(["cc", "-Ofast", "-march=native", "-fopenmp", "-DOMP", "-w",
                         str(Path(arguments.llmc).resolve() / "train_gpt2.c"), "-o",
                         str(folder / "train_gpt2"), "-lm"], check=True)
+        if has_bf16(folder, lplb):
+            kinds.update({f"{kind}, bf16": dict(changes, dtype="bf16")
+                          for kind, changes in list(kinds.items())})
         for _ in range(arguments.rounds):
             times["llm.c"] += llmc_steps(folder)
-            times["lplb train, dense"] += lplb_steps(folder, lplb, {})
-            times["lplb train, 8 experts, top-2"] += lplb_steps(folder, lplb, moe)
+            for kind, changes in kinds.items():
+                times.setdefault(kind, []).extend(lplb_steps(folder, lplb, changes))
     tokens = BATCH * CONTEXT
     base = {kind: fold(times["llm.c"]) for kind, fold in
             (("best", min), ("median", statistics.median))}
-    print(f"{'one core, tokens/s':32} {'best':>8} {'ratio':>6} {'median':>8} {'ratio':>6}")
+    print(f"{'one core, tokens/s':36} {'best':>8} {'ratio':>6} {'median':>8} {'ratio':>6}")
     for who, seconds in times.items():
         best, middle = min(seconds), statistics.median(seconds)
-        print(f"{who:32} {tokens / best:8.0f} {base['best'] / best:6.2f} "
+        print(f"{who:36} {tokens / best:8.0f} {base['best'] / best:6.2f} "
               f"{tokens / middle:8.0f} {base['median'] / middle:6.2f}")
 
 

@@ -13,19 +13,22 @@ mkdir -p "$report"
 say() {
     echo "$@"
     echo
-    "$@"
+    "$@" || return
     echo
 }
 
 pages=
-if [ -x "$(dirname "$lplb")/lplb-train" ]; then
-    say "$lplb" train --ranks 8 --config examples/demo.yaml --record-routing "$report/routing.npz"
+if [ ! -x "$(dirname "$lplb")/lplb-train" ]; then
+    echo "No training: $(dirname "$lplb")/lplb-train was not built (it needs MPI and OpenBLAS)."
+    echo
+elif say "$lplb" train --ranks 8 --config examples/demo.yaml \
+    --record-routing "$report/routing.npz"; then
     say "$lplb" replay "$report/routing.npz" --ranks 8 --redundant 2 --batch-tokens 2048 \
         --policy none --policy eplb --policy eplb+exact --policy lplb \
         --policy search+exact --policy ideal --report "$report/trained"
     pages="$PWD/$report/trained/report.html and "
 else
-    echo "No training: $(dirname "$lplb")/lplb-train was not built (it needs MPI and OpenBLAS)."
+    echo "No training: it does not run here, for the reason above."
     echo
 fi
 for trace in data/gpt-oss-20b/*.npz; do
