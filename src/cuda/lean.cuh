@@ -17,24 +17,22 @@ DEVICE void add_to_counter(const step &a, int32_t outcome);
 static_assert(sizeof(lplb__cuda_lean_lane) == LPLB__CUDA_LEAN_QUADS * sizeof(quad), "tables.h");
 static_assert(sizeof(lplb__cuda_lean_expert) == sizeof(uint64_t), "tables.h");
 
-/* A group's plan, by its warp, for the report. */
-typedef struct lean_result {
+/* What the report says of all groups. */
+typedef struct lean_sum {
     int32_t limit, most;
     effort spent;
     int32_t unused[3];
-} lean_result;
+} lean_sum;
 
 typedef struct lean_way {
     int32_t end;    /* tokens below it go to slots & 65535, */
     uint32_t slots; /* those from it on to slots >> 16 */
 } lean_way;
 
-/* The block's shared memory, from its beginning: LEAN_GROUPS results; int32 [LEAN_GROUPS][LANES]
- * loads; int32 [E+1] tokens, the last one 0. */
-DEVICE lean_result *lean_results() { return (lean_result *)shared_memory(); }
-DEVICE int32_t *lean_loads() {
-    return (int32_t *)(shared_memory() + LPLB__CUDA_LEAN_GROUPS * sizeof(lean_result));
-}
+/* The block's shared memory, from its beginning: the sum; int32 [LEAN_GROUPS][LANES] loads; int32
+ * [E+1] tokens, the last one 0. */
+DEVICE lean_sum *lean_results() { return (lean_sum *)shared_memory(); }
+DEVICE int32_t *lean_loads() { return (int32_t *)(shared_memory() + sizeof(lean_sum)); }
 DEVICE int32_t *lean_tokens() {
     return lean_loads() + LPLB__CUDA_LEAN_GROUPS * LPLB__CUDA_LANES;
 }
@@ -74,27 +72,28 @@ DEVICE uint64_t fetch_expert(const step &a, int32_t e) {
 
 /* Whether the tables are no longer what the launch was chosen for. The first warp's vote counts. */
 DEVICE bool is_unfit(const lean_lane &lane, uint32_t kind, int32_t warps) {
-    return warp_index() == 0 && (!(kinds_of(lane) & kind) || groups_of(lane) > warps);
+    return warp_index() == 0 & (!(kinds_of(lane) & kind) | groups_of(lane) > warps);
 }
 
-DEVICE void clear_lean_loads(const step &a) {
-    int32_t groups = smaller(a.lean.groups, block_threads() / 32);
-    int32_t quads = groups * LPLB__CUDA_LANES / 4;
-    ROLLED
-    for (int32_t i = thread_index(); i < quads; i += block_threads())
-        ((quad *)lean_loads())[i] = {{0, 0, 0, 0}};
-    if (thread_index() == 0) lean_tokens()[a.experts] = 0;
+/* What starts from zero, as far as there are warps to plan. */
+DEVICE void clear_lean(const step &a) {
+    int32_t t = thread_index();
+    if (t < LPLB__CUDA_LEAN_GROUPS * LPLB__CUDA_LANES) lean_loads()[t] = 0;
+    if (t < (int32_t)(sizeof(lean_sum) / sizeof(int32_t))) ((int32_t *)lean_results())[t] = 0;
+    if (t == 0) lean_tokens()[a.experts] = 0;
 }
 
 /* Tokens of one expert: kept for the pairs, or on their way to the only host. */
 DEVICE void settle_expert(const step &a, int32_t e, uint64_t expert, int32_t tokens) {
     uint32_t cell = (uint32_t)expert & 65535, host = (uint32_t)expert >> 16;
+    bool single = cell != LPLB__CUDA_NO_HOST;
     lean_tokens()[e] = tokens;
-    if (cell == LPLB__CUDA_NO_HOST) return;
-    atomic_add(&lean_loads()[cell], tokens);
-    if (a.split) a.split[host] = tokens;
-    if (a.share) a.share[host] = tokens ? 1.0f : 0.0f;
+    if (single) atomic_add(&lean_loads()[cell], tokens);
+    if (single & (a.split != 0)) a.split[host] = tokens;
+    if (a.share && single) a.share[host] = tokens ? 1.0f : 0.0f;
 }
+
+enum { FEW_COLOURS = 4 }; /* the others are looked at if there are any */
 
 DEVICE pairs pairs_of(const lean_lane &lane, int32_t *movable) {
     pairs p;
@@ -104,17 +103,36 @@ DEVICE pairs pairs_of(const lean_lane &lane, int32_t *movable) {
     p.partners[0] = word_of(lane, 2);
     p.partners[1] = word_of(lane, 3);
 #pragma unroll
-    for (int c = 0; c < COLOURS; c++) {
-        p.x[c] = 0;
-        p.weight[c] = lean_tokens()[expert_of(lane, c)];
-        if (p.lower >> c & 1) sum += p.weight[c];
+    for (int c = 0; c < COLOURS; c++) p.x[c] = p.weight[c] = 0;
+#pragma unroll
+    for (int c = 0; c < FEW_COLOURS; c++) p.weight[c] = lean_tokens()[expert_of(lane, c)];
+    if (colours_of(lane) > FEW_COLOURS) {
+#pragma unroll
+        for (int c = FEW_COLOURS; c < COLOURS; c++)
+            p.weight[c] = lean_tokens()[expert_of(lane, c)];
     }
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++) sum += p.lower >> c & 1 ? p.weight[c] : 0;
     *movable = sum;
     return p;
 }
 
 DEVICE_CALL void write_share(float *share, int32_t own, int32_t all) {
     *share = all ? (float)((double)own / (double)all) : 0;
+}
+
+template <int FROM, int TO>
+DEVICE void write_hosts(const step &a, const lean_lane &lane, const pairs *p) {
+    if (a.split) {
+#pragma unroll
+        for (int c = FROM; c < TO; c++)
+            if (p->used >> c & 1) a.split[host_of(lane, c)] = p->x[c];
+    }
+    if (a.share) {
+#pragma unroll
+        for (int c = FROM; c < TO; c++)
+            if (p->used >> c & 1) write_share(&a.share[host_of(lane, c)], p->x[c], p->weight[c]);
+    }
 }
 
 /* The plan of this warp's group: what it says of the group's hosts and ranks is written. */
@@ -124,42 +142,38 @@ DEVICE pairs plan_group(const step &a, const lean_lane &lane) {
     effort spent = {0, 0, 0};
     pairs p = pairs_of(lane, &movable);
     p.load = lean_loads()[thread_index()];
-    int32_t limit = larger((warp_sum(p.load + movable) + ranks - 1) / ranks, warp_max(p.load));
+    int32_t limit = larger(mean_of(warp_sum(p.load + movable), ranks), warp_max(p.load));
     spent.sweeps = sweep_until_level(&p, colours_of(lane), limit);
     if (votes(p.load > limit)) limit = meet_limit_pairs(&p, all, limit, &spent);
     int32_t most = warp_max(p.load);
-    if (lane_index() == 0) lean_results()[warp_index()] = {limit, most, spent, {0, 0, 0}};
-    if (a.loads && rank_of(lane) != LPLB__CUDA_NO_HOST) a.loads[rank_of(lane)] = p.load;
-#pragma unroll
-    for (int c = 0; c < COLOURS; c++)
-        if (a.split && p.used >> c & 1) a.split[host_of(lane, c)] = p.x[c];
-    if (a.share) {
-#pragma unroll
-        for (int c = 0; c < COLOURS; c++)
-            if (p.used >> c & 1) write_share(&a.share[host_of(lane, c)], p.x[c], p.weight[c]);
+    if (lane_index() == 0) {
+        lean_sum *sum = lean_results();
+        atomic_max(&sum->limit, limit);
+        atomic_max(&sum->most, most);
+        atomic_add(&sum->spent.sweeps, spent.sweeps);
+        if (spent.augmentations) atomic_add(&sum->spent.augmentations, spent.augmentations);
+        if (spent.restarts) atomic_add(&sum->spent.restarts, spent.restarts);
     }
+    if (a.loads && rank_of(lane) != LPLB__CUDA_NO_HOST) a.loads[rank_of(lane)] = p.load;
+    write_hosts<0, FEW_COLOURS>(a, lane, &p);
+    if (colours_of(lane) > FEW_COLOURS) write_hosts<FEW_COLOURS, COLOURS>(a, lane, &p);
     return p;
 }
 
-/* By the first warp, when all groups have their results. */
-DEVICE void write_lean_report(const step &a, int32_t groups) {
-    lean_result own = {0, 0, {0, 0, 0}, {0, 0, 0}};
-    if (lane_index() < groups) own = lean_results()[lane_index()];
-    int32_t limit = warp_max(own.limit), most = warp_max(own.most);
-    int32_t sweeps = warp_sum(own.spent.sweeps), restarts = warp_sum(own.spent.restarts);
-    int32_t augmentations = warp_sum(own.spent.augmentations);
-    if (lane_index() != 0) return;
+/* By one thread, when all groups have their results. */
+DEVICE void write_lean_report(const step &a) {
+    const lean_sum sum = *lean_results();
     lplb_cuda_report *report = &a.memory->report;
     atomic_add(&report->steps, (uint64_t)1);
-    if (a.counter) add_to_counter(a, LPLB_OUTCOME_OPTIMAL);
     report->outcome = LPLB_OUTCOME_OPTIMAL;
     report->reused = 0;
-    report->sweeps = sweeps;
-    report->augmentations = augmentations;
-    report->restarts = restarts;
-    report->max_load = most;
-    report->bound_numerator = limit;
+    report->sweeps = sum.spent.sweeps;
+    report->augmentations = sum.spent.augmentations;
+    report->restarts = sum.spent.restarts;
+    report->max_load = sum.most;
+    report->bound_numerator = sum.limit;
     report->bound_denominator = 1;
+    if (a.counter) add_to_counter(a, LPLB_OUTCOME_OPTIMAL);
 }
 
 #endif

@@ -52,7 +52,7 @@ DEVICE bool take_lean_totals(const step &a) {
     lean_batch batch;
     int32_t e = thread_index();
     fetch_experts(a, e, &batch);
-    clear_lean_loads(a);
+    clear_lean(a);
     block_barrier();
     stamp(a, 1);
     ROLLED
@@ -85,7 +85,7 @@ DEVICE bool solve_lean(const step &a) {
     if (ranks_of(lane)) plan_group(a, lane);
     stamp(a, 5);
     block_barrier();
-    if (warp_index() == 0) write_lean_report(a, groups_of(lane));
+    if (thread_index() == 0) write_lean_report(a);
     stamp(a, 8);
     return true;
 }

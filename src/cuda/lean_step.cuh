@@ -124,7 +124,7 @@ DEVICE bool step_lean(const step &a) {
     uint64_t expert = 0;
     if (thread_index() < a.experts) expert = fetch_expert(a, thread_index());
     if (warp >= 0) ids = fetch_ids(a, warp);
-    clear_lean_loads(a);
+    clear_lean(a);
     int32_t quads = (warps * a.experts + 3) / 4;
     ROLLED
     for (int32_t i = thread_index(); i < quads; i += block_threads())
@@ -153,7 +153,7 @@ DEVICE bool step_lean(const step &a) {
     stamp(a, 5);
     block_barrier();
     if (warp >= 0) map_ids(a, ids);
-    if (warp_index() == 0) write_lean_report(a, groups_of(lane));
+    if (thread_index() == 0) write_lean_report(a);
     stamp(a, 8);
     return true;
 }

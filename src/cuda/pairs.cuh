@@ -81,31 +81,40 @@ DEVICE int32_t sweep_until_level(pairs *p, int32_t colours, int32_t limit) {
     }
 }
 
+/* The lanes that have tokens of an expert that is also ours. */
+DEVICE uint32_t givers_of(const pairs *p) {
+    uint32_t givers = 0;
+#pragma unroll
+    for (int c = 0; c < COLOURS; c++)
+        if (p->weight[c] > p->x[c]) givers |= 1u << partner_of(p, c);
+    return givers;
+}
+
 /* Breadth-first search over the lanes. parent is a lane, colour that of the expert by which the
  * parent's tokens reach us. */
 typedef struct pairs_search {
-    uint32_t visited, frontier, next;
+    uint32_t visited, frontier;
     int32_t parent, colour;
 } pairs_search;
 
-/* The next level: each rank from the lowest frontier rank, by the first colour. */
-DEVICE void expand_pairs(const pairs *p, pairs_search *s) {
-    int32_t best = INT32_MAX;
-    if (!(s->visited >> lane_index() & 1)) {
+/* Levels until one has room, which is returned; or 0, and visited cannot grow. The parent of a rank
+ * is the lowest frontier rank that reaches it, by the first colour. */
+DEVICE uint32_t search_pairs(const pairs *p, pairs_search *s, uint32_t roots, int32_t capacity) {
+    uint32_t givers = givers_of(p), room;
+    s->visited = s->frontier = roots;
+    ROLLED
+    do {
+        bool reached = !(s->visited >> lane_index() & 1) && (givers & s->frontier);
+        if (reached) s->parent = lowest_bit(givers & s->frontier);
+        s->frontier = votes(reached);
+        if (!s->frontier) return 0;
+        s->visited |= s->frontier;
+        room = votes(reached && p->load < capacity);
+    } while (!room);
 #pragma unroll
-        for (int c = 0; c < COLOURS; c++) {
-            bool reaches = (s->frontier >> partner_of(p, c) & 1) && p->weight[c] > p->x[c];
-            int32_t key = partner_of(p, c) << 4 | c;
-            if (reaches && key < best) best = key;
-        }
-    }
-    bool reached = best != INT32_MAX;
-    if (reached) {
-        s->parent = best >> 4;
-        s->colour = best & 15;
-    }
-    s->next = votes(reached);
-    s->visited |= s->next;
+    for (int c = COLOURS - 1; c >= 0; c--)
+        if (partner_of(p, c) == s->parent && p->weight[c] > p->x[c]) s->colour = c;
+    return room;
 }
 
 /* Our parent's share of the expert by which it reaches us. */
@@ -154,44 +163,43 @@ DEVICE bool augment_pairs(pairs *p, int32_t capacity, pairs_search *s, effort *s
     for (;;) {
         uint32_t roots = votes(p->load > capacity);
         if (!roots) return true;
-        s->visited = s->frontier = roots;
-        uint32_t room;
-        ROLLED
-        do {
-            expand_pairs(p, s);
-            if (!s->next) return false;
-            room = votes((s->next >> lane_index() & 1) && p->load < capacity);
-            s->frontier = s->next;
-        } while (!room);
+        uint32_t room = search_pairs(p, s, roots, capacity);
+        if (!room) return false;
         ROLLED
         for (; room; room &= room - 1)
             spent->augmentations += push_pairs(p, s, roots, capacity, lowest_bit(room));
     }
 }
 
+/* The mean of some ranks, rounded up. Mostly there are 8, 16 or 32: no division then. */
+DEVICE int32_t mean_of(int32_t tokens, int32_t ranks) {
+    if (!(ranks & (ranks - 1))) return (tokens + ranks - 1) >> lowest_bit((uint32_t)ranks);
+    return (int32_t)((uint32_t)(tokens + ranks - 1) / (uint32_t)ranks);
+}
+
 /* ceil(mean load of the set): what its ranks cannot get below when none of its tokens can leave. */
 DEVICE int32_t limit_of_set(const pairs *p, uint32_t set) {
-    int32_t tokens = warp_sum(set >> lane_index() & 1 ? p->load : 0), members = bits_set(set);
-    return (tokens + members - 1) / members;
+    return mean_of(warp_sum(set >> lane_index() & 1 ? p->load : 0), bits_set(set));
 }
 
 /* A first guess at the limit: what the fullest rank's tokens can reach. */
 DEVICE int32_t guess_pairs(const pairs *p, uint32_t all) {
-    pairs_search s;
     int32_t most = warp_max(all >> lane_index() & 1 ? p->load : -1);
-    s.visited = s.frontier = 1u << lowest_bit(votes(p->load == most) & all);
-    for (;;) {
-        expand_pairs(p, &s);
-        if (!s.next) return limit_of_set(p, s.visited);
-        s.frontier = s.next;
-    }
+    uint32_t givers = givers_of(p), reached = votes(p->load == most) & all, visited;
+    reached &= 0 - reached; /* the lowest */
+    ROLLED
+    do {
+        visited = reached;
+        reached |= votes(givers & visited);
+    } while (reached != visited);
+    return limit_of_set(p, visited);
 }
 
 /* From the state after the sweeps: Newton's method on the limit, then the augmenting paths. */
 DEVICE int32_t meet_limit_pairs(pairs *p, uint32_t all, int32_t limit, effort *spent) {
     limit = larger(limit, guess_pairs(p, all));
     pairs start = *p;
-    pairs_search s;
+    pairs_search s = {0, 0, 0, 0};
     ROLLED
     while (!augment_pairs(p, limit, &s, spent)) {
         limit = limit_of_set(p, s.visited);
@@ -232,8 +240,7 @@ DEVICE int32_t solve_pairs(const lplb__cuda_component component, const uint32_t 
     int32_t movable = load_edges(&p, edge, component.colours, tokens);
     load += component.first_rank;
     p.load = lane < ranks ? load[lane] : 0;
-    int32_t limit = (warp_sum(p.load + movable) + ranks - 1) / ranks;
-    limit = larger(limit, warp_max(p.load));
+    int32_t limit = larger(mean_of(warp_sum(p.load + movable), ranks), warp_max(p.load));
     spent->sweeps += sweep_until_level(&p, component.colours, limit);
     if (votes(p.load > limit)) limit = meet_limit_pairs(&p, all, limit, spent);
     if (lane < ranks) load[lane] = p.load;

@@ -191,6 +191,7 @@ DEVICE void atomic_add(int64_t *at, int64_t value) {
 }
 DEVICE void atomic_add(uint64_t *at, uint64_t value) { atomicAdd((unsigned long long *)at, value); }
 DEVICE void atomic_or(uint32_t *at, uint32_t value) { atomicOr(at, value); }
+DEVICE void atomic_max(int32_t *at, int32_t value) { atomicMax(at, value); }
 DEVICE void atomic_min(int32_t *at, int32_t value) { atomicMin(at, value); }
 DEVICE void atomic_min(uint64_t *at, uint64_t value) {
     atomicMin((unsigned long long *)at, (unsigned long long)value);

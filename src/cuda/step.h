@@ -115,7 +115,7 @@ typedef struct lplb__cuda_peers {
     uint64_t *target[LPLB__CUDA_MAX_PEERS]; /* the words of the node's ranks, ours included */
 } lplb__cuda_peers;
 
-/* The tables of the small kernels (lean.cuh). */
+/* Of the small kernel (lean.cuh). */
 typedef struct lplb__cuda_lean {
     const lplb__cuda_lean_lane *lane;
     const lplb__cuda_lean_expert *expert;
@@ -123,32 +123,33 @@ typedef struct lplb__cuda_lean {
     int32_t kind;   /* what of it this step is, or 0 */
 } lplb__cuda_lean;
 
-/* What small kernels read comes first: every line of it that is touched is waited for. */
+/* What the small kernel reads comes first: each line of 64 bytes that it touches is waited for, and
+ * the arguments begin 16 bytes into one. */
 typedef struct lplb__cuda_step {
     lplb__cuda_lean lean;
-    int32_t experts, ranks, slots;
-    int32_t solver_warps; /* the first ones of a block; the others look after ids */
     lplb__cuda_memory *memory;
+    int32_t experts, ranks, sources;
+    int32_t solver_warps; /* the first ones of a block; the others look after ids */
     /* of one step */
-    int32_t stages;
-    int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
-    int32_t source, sources;
-    int32_t block_share, rounds; /* ids of a block and of a thread in a tile, when n is known */
-    int32_t topk;
-    const int64_t *source_counts; /* [S][E]; NULL: this source's own counts are all there is */
-    const void *ids;
-    void *out;
-    int64_t n;
-    const int64_t *n_device;         /* tokens of topk ids, or NULL */
-    const int64_t *own_counts;       /* [E] in place of ids, or NULL */
+    const int64_t *source_counts;    /* [S][E]; NULL: this source's own counts are all there is */
     int64_t *counts, *split, *loads; /* outputs or NULL */
     float *share;
     void *counter;                      /* or NULL */
     int32_t counter_bytes, counter_add; /* 4 or 8 */
-    const int64_t *fixed;               /* [G] or NULL */
-    const int64_t *split_in;            /* [hosts] to map without solving */
-    const float *share_in;              /* [hosts] */
-    int64_t *gathered;                  /* [S][E], what peers shared */
+    int32_t stages, topk;
+    const void *ids;
+    void *out;
+    int64_t n;
+    const int64_t *n_device;      /* tokens of topk ids, or NULL */
+    const int64_t *own_counts;    /* [E] in place of ids, or NULL */
+    int32_t ids_bytes, out_bytes; /* 4 or 8 an id */
+    int32_t source;
+    int32_t block_share, rounds; /* ids of a block and of a thread in a tile, when n is known */
+    int32_t slots;
+    const int64_t *fixed;    /* [G] or NULL */
+    const int64_t *split_in; /* [hosts] to map without solving */
+    const float *share_in;   /* [hosts] */
+    int64_t *gathered;       /* [S][E], what peers shared */
     /* fixed when the planner is made */
     const unsigned char *block; /* the tables */
     lplb__cuda_tables tables;
