@@ -76,17 +76,17 @@ DEVICE bool solve_lean(const step &a) {
     bool large = take_lean_totals(a);
     bool unfit = is_unfit(lane, LPLB__CUDA_LEAN_SOLVE, block_threads() / 32);
     if (block_any(large || unfit)) return false;
-    stamp(a, 4);
+    stamp(a, 5);
     if (a.counts) {
         ROLLED
         for (int32_t e = thread_index(); e < a.experts; e += block_threads())
             a.counts[e] = lean_tokens()[e];
     }
     if (ranks_of(lane)) plan_group(a, lane);
-    stamp(a, 5);
+    stamp(a, 6);
     block_barrier();
     if (thread_index() == 0) write_lean_report(a);
-    stamp(a, 8);
+    stamp(a, 9);
     return true;
 }
 

@@ -27,7 +27,7 @@ DEVICE uint32_t *lean_counts(const step &a) {
 }
 DEVICE uint32_t sum_of_bytes(uint32_t word) { return word * 0x01010101u >> 24; }
 
-DEVICE lean_ids fetch_ids(const step &a, int32_t warp) {
+DEVICE lean_ids fetch_lean_ids(const step &a, int32_t warp) {
     lean_ids ids;
     ids.first = warp * 32 * LEAN_ROUNDS + lane_index();
     ids.n = (int32_t)a.n;
@@ -53,7 +53,7 @@ DEVICE lean_ids fetch_ids(const step &a, int32_t warp) {
 
 /* Lanes that have the same expert find each other by the bits of its number; the first of them
  * notes how many they are. */
-DEVICE void number_ids(const step &a, int32_t warp, lean_ids *ids) {
+DEVICE void number_lean_ids(const step &a, int32_t warp, lean_ids *ids) {
     uint32_t same[LEAN_ROUNDS];
 #pragma unroll
     for (int r = 0; r < LEAN_ROUNDS; r++) same[r] = votes(ids->expert[r] != UINT32_MAX);
@@ -91,7 +91,7 @@ DEVICE void total_expert(const step &a, int32_t warps, int32_t e, uint64_t exper
 }
 
 /* Where among its expert's ids each of this thread's is. */
-DEVICE void place_ids(const step &a, int32_t warp, int32_t warps, lean_ids *ids) {
+DEVICE void place_lean_ids(const step &a, int32_t warp, int32_t warps, lean_ids *ids) {
     const uint32_t *count = lean_counts(a) + warp * a.experts;
 #pragma unroll
     for (int r = 0; r < LEAN_ROUNDS; r++) {
@@ -102,7 +102,7 @@ DEVICE void place_ids(const step &a, int32_t warp, int32_t warps, lean_ids *ids)
     }
 }
 
-DEVICE void map_ids(const step &a, const lean_ids &ids) {
+DEVICE void map_lean_ids(const step &a, const lean_ids &ids) {
 #pragma unroll
     for (int r = 0; r < LEAN_ROUNDS; r++) {
         int32_t at = ids.first + r * 32, slot = -1;
@@ -123,7 +123,7 @@ DEVICE bool step_lean(const step &a) {
     lean_lane lane = fetch_lane(a);
     uint64_t expert = 0;
     if (thread_index() < a.experts) expert = fetch_expert(a, thread_index());
-    if (warp >= 0) ids = fetch_ids(a, warp);
+    if (warp >= 0) ids = fetch_lean_ids(a, warp);
     clear_lean(a);
     int32_t quads = (warps * a.experts + 3) / 4;
     ROLLED
@@ -131,7 +131,7 @@ DEVICE bool step_lean(const step &a) {
         ((quad *)lean_counts(a))[i] = {{0, 0, 0, 0}};
     block_barrier();
     stamp(a, 1);
-    if (warp >= 0) number_ids(a, warp, &ids);
+    if (warp >= 0) number_lean_ids(a, warp, &ids);
     if (block_any(is_unfit(lane, LPLB__CUDA_LEAN_STEP, a.solver_warps))) return false;
     stamp(a, 2);
     ROLLED
@@ -141,20 +141,20 @@ DEVICE bool step_lean(const step &a) {
         if (e < a.experts) expert = fetch_expert(a, e);
     }
     block_barrier();
-    stamp(a, 4);
+    stamp(a, 5);
     if (warp >= 0) {
-        place_ids(a, warp, warps, &ids);
+        place_lean_ids(a, warp, warps, &ids);
     } else if (ranks_of(lane)) {
         pairs p = plan_group(a, lane);
 #pragma unroll
         for (int c = 0; c < COLOURS; c++)
             if (p.lower >> c & 1) lean_ways(a)[expert_of(lane, c)].end = p.x[c];
     }
-    stamp(a, 5);
+    stamp(a, 6);
     block_barrier();
-    if (warp >= 0) map_ids(a, ids);
+    if (warp >= 0) map_lean_ids(a, ids);
     if (thread_index() == 0) write_lean_report(a);
-    stamp(a, 8);
+    stamp(a, 9);
     return true;
 }
 
