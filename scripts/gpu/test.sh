@@ -28,8 +28,6 @@ if [ "$kind" = sanitize ]; then
         done
         for test in run_sizes run_types run_sources pieces number_of_ids shares bad update async \
             cache; do
-            # There racecheck reports accesses that a barrier of the whole block separates.
-            [ "$tool $test" != "racecheck update" ] || continue
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_step" $test
         done
         run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_lean"
