@@ -1,6 +1,6 @@
 #!/bin/sh
-# The tests of the Python package on the library in BUILD: with numpy alone, and then, where torch
-# can be imported, everything (gloo over four processes included).
+# The tests of the Python package on the library in BUILD: with numpy alone, then, where torch can be
+# imported, everything (gloo over four processes included), then some on an installed wheel.
 #   scripts/test_python.sh BUILD     PYTHON names the interpreter, Debian's by default
 set -eu
 build=$(cd "$1" && pwd)
@@ -9,12 +9,13 @@ python=${PYTHON:-/usr/bin/python3}
 LPLB_LIBRARY=$build/liblplb.so
 export LPLB_LIBRARY PYTHONDONTWRITEBYTECODE=1
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -rf "$log" "$log.wheel"' EXIT
 
-run() { # run WHAT: pytest's summary is in the log, its exit code in $status
+run() { # run WHAT [TESTS]: pytest's summary is in the log, its exit code in $status
     echo "---- $1"
+    shift
     status=0
-    "$python" -m pytest -p no:cacheprovider tests/python >"$log.out" 2>&1 || status=$?
+    "$python" -m pytest -p no:cacheprovider "${@:-tests/python}" >"$log.out" 2>&1 || status=$?
     cat "$log.out"
     tail -n 1 "$log.out" >>"$log"
     rm -f "$log.out"
@@ -27,6 +28,13 @@ if version=$("$python" -c 'import torch; print(torch.__version__)' 2>/dev/null);
     run "torch $version"
 else
     echo "---- torch is not there: its tests were left out"
+fi
+scripts/wheel.sh "$log.wheel" "$python" -C build-dir="$build/wheel" -C cmake.build-type=Debug \
+    -C cmake.define.LPLB_CUDA=OFF || failed=1
+if [ -d "$log.wheel/site" ]; then
+    unset LPLB_LIBRARY
+    LPLB_TEST_INSTALLED=1 PYTHONPATH=$log.wheel/site run "the wheel, installed" \
+        tests/python/test_wheel.py tests/python/test_planner.py tests/python/test_convert.py
 fi
 # In the words of ctest, for whoever counts.
 awk -v failed=$failed '

@@ -104,7 +104,7 @@ def measure(runner, ranks, gpus, options):
     sections += ["late"] if ranks > 1 else []
     runner.run(form, ranks, sections, 400, cpu=cpu, steps=steps, small=small)
     if ranks > 1:
-        for transport in ["shm"] if cpu else ["p2p", "nccl"] if alone else ["p2p"]:
+        for transport in ["shm"] if cpu else ["p2p", "nvshmem", "nccl", "torch"] if alone else ["p2p"]:
             runner.run(form + " " + transport, ranks, ["killed"], 60, cpu=cpu, transport=transport)
     if cpu or options.one_form:
         return
@@ -154,11 +154,13 @@ def markdown(records, machine):
             x = r.get("result")
             if not x:
                 continue
-            rows = [[y["case"], y["imbalance"], y["ms"], y["share_of_gain"]] for y in x["rows"]]
-            lines += table(f"{r['form']}, {r['ranks']} ranks, MoE layer forward, {what}: "
+            rows = [[y["case"], y["imbalance"], y["ms"], y["share_of_gain"], y["train_ms"],
+                     y["train_share"]] for y in x["rows"]]
+            lines += table(f"{r['form']}, {r['ranks']} ranks, MoE layer, {what}: "
                            f"{x['tokens']} tokens a rank, {x['experts']} experts, hidden "
                            f"{x['hidden']}, inner {x['inner']}",
-                           ["case", "imbalance", "ms", "share of the possible gain"], rows)
+                           ["case", "imbalance", "forward ms", "share of the possible gain",
+                            "with backward and copies' gradients ms", "share"], rows)
     rows = [[r["form"], r["ranks"], x["transport"], ", ".join(x["outcomes"]),
              ", ".join(x["after"])]
             for r in of_section(records, "late") for x in r.get("result", [])]

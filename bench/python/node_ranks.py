@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 
 import lplb
+import lplb.torch
 
 CUBE = np.array([[3, 0, 1, 2, 7, 4, 5, 6], [6, 7, 4, 5, 0, 1, 2, 3]]).T
 TRACE = ROOT / "data" / "gpt-oss-20b" / "token_topk.npz"
 CHAIN, REPLAYS = 10, 300
+PUTS = "nvshmem by puts"  # as if every rank were a node
 
 
 def ring(ranks, columns=1):
@@ -80,13 +82,15 @@ class World:
 
     def planner(self, table, experts, ranks, transport="auto", **options):
         """Over a placement of `ranks` ranks; this process is one of the sources."""
+        if transport == PUTS:
+            transport, options["nodes"] = "nvshmem", self.size
         return lplb.Planner.from_placement(self.tensor(table), experts, ranks, self.group,
                                            transport=transport, **options)
 
     def transports(self):
         if not self.gpu:
             return ["shm", "torch"]
-        return ["p2p", "nccl", "torch"] if self.alone else ["p2p"]
+        return ["p2p", "nvshmem", PUTS, "nccl", "torch"] if self.alone else ["p2p"]
 
 
 def table_of(r2o, experts, copies, ranks, load=None):
@@ -340,9 +344,16 @@ def late(world):
     table = table_of(ring(8), experts, 1, 8)
     ids = world.tensor(np.random.default_rng(world.rank).integers(0, experts, (256, 4)))
     home = world.tensor(table.astype(np.int64))
-    transport = "p2p" if world.gpu else "shm"
-    planner = world.planner(table, experts, 8, transport, timeout=1.0)
-    planner.run(ids)
+    return [late_over(world, transport, table, experts, ids, home)
+            for transport in (world.transports() if world.gpu else ["shm"])]
+
+
+def late_over(world, transport, table, experts, ids, home):
+    try:
+        planner = world.planner(table, experts, 8, transport, timeout=1.0)
+        planner.run(ids)
+    except lplb.InputError as error:
+        return {"transport": transport, "outcomes": [str(error)], "after": []}
     assert planner.last_status.ok, planner.last_status
     world.wait()
     if world.rank == world.size - 1:
@@ -359,14 +370,47 @@ def late(world):
     row = {"transport": transport, "outcomes": world.all(outcomes[-1]),
            "after": world.all(after.outcome)}
     assert "optimal" not in row["outcomes"] and set(row["after"]) == {"optimal"}, row
-    return [row]
+    return row
 
 
 # ---- a skewed layer ------------------------------------------------------------------------------
 
 
+def inverse(order):
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
+
+
+class Swap(torch.autograd.Function):
+    """Rows to the ranks that want them; backward sends their gradients back."""
+
+    @staticmethod
+    def forward(ctx, rows, n_receive, n_send, group):
+        ctx.sizes = n_send, n_receive, group
+        out = rows.new_empty((sum(n_receive), *rows.shape[1:]))
+        dist.all_to_all_single(out, rows.contiguous(), n_receive, n_send, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        n_receive, n_send, group = ctx.sizes
+        return Swap.apply(gradient, n_receive, n_send, group), None, None, None
+
+
+def grouped_works(device):
+    """Whether torch has a grouped GEMM with a backward here."""
+    try:
+        rows, weights = (torch.ones(s, dtype=torch.bfloat16, device=device, requires_grad=True)
+                         for s in ((32, 64), (2, 64, 64)))
+        ends = torch.tensor([16, 32], dtype=torch.int32, device=device)
+        torch._grouped_mm(rows, weights, offs=ends).sum().backward()
+        return True
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
 class Layer:
-    """Dispatch, SwiGLU experts in bf16 (random weights), combine: forward only."""
+    """Dispatch, SwiGLU experts in bf16 (random weights), combine; backward, and the sum of the
+    copies' gradients."""
 
     def __init__(self, world, table, hidden, inner):
         self.world, self.hidden, self.inner = world, hidden, inner
@@ -376,12 +420,11 @@ class Layer:
         shapes = [(self.local, hidden, 2 * inner), (self.local, inner, hidden)]
         self.up, self.down = (torch.empty(s, dtype=self.dtype, device=world.device).normal_(
             0, s[1]**-0.5, generator=draw) for s in shapes)
-        self.grouped = world.gpu and hasattr(torch, "_grouped_mm")
+        self.grouped = world.gpu and grouped_works(world.device)
+        self.placement = lplb.Placement(np.asarray(table), world.size)
 
     def swap(self, rows, n_receive, n_send):
-        out = rows.new_empty((sum(n_receive), *rows.shape[1:]))
-        dist.all_to_all_single(out, rows.contiguous(), n_receive, n_send, group=self.world.group)
-        return out
+        return Swap.apply(rows, n_receive, n_send, self.world.group)
 
     def multiply(self, rows, weights, ends, counts):
         if self.grouped:
@@ -407,21 +450,30 @@ class Layer:
         slot = torch.arange(self.local, device=rows.device).repeat(self.world.size)
         by_slot = slot.repeat_interleave(got.reshape(-1), output_size=len(rows)).argsort(
             stable=True)
-        out = torch.empty_like(rows)
-        out[by_slot] = self.experts(rows[by_slot], got.sum(0))
-        returned = self.swap(out, n_send, n_receive)
-        back = torch.empty_like(returned)
-        back[order] = returned
-        return back.reshape(*physical.shape, -1).mean(1)
+        out = self.experts(rows[by_slot], got.sum(0))[inverse(by_slot)]
+        returned = self.swap(out, n_send, n_receive)[inverse(order)]
+        return returned.reshape(*physical.shape, -1).mean(1)
+
+    def train(self, x, physical):
+        """Forward, backward to weights and inputs, gradients of copies added up."""
+        weights = [self.up.requires_grad_(), self.down.requires_grad_()]
+        x = x.detach().requires_grad_()
+        out = self.forward(x, physical)
+        out.backward(torch.full_like(out, 1e-3))
+        lplb.torch.sum_replica_gradients(self.placement, [w.grad for w in weights],
+                                         self.world.group)
+        for w in weights:
+            w.grad = None
+            w.requires_grad_(False)
 
 
-def layer_milliseconds(world, layer, body, batches):
+def layer_milliseconds(world, call, body, batches):
     """Median over batches of the slowest rank's time."""
     times = []
     for i, batch in enumerate([batches[0]] * 3 + batches):
         world.wait()
         begin = time.perf_counter()
-        layer.forward(*body(batch))
+        call(*body(batch))
         if world.gpu:
             torch.cuda.synchronize()
         took = world.most((time.perf_counter() - begin) * 1e3)
@@ -473,11 +525,13 @@ def measure_layer(world, draws, experts, copies, history, shape):
             return x, (ids if planner is None else planner.run(ids))
         excess = [fullest(world, body(ids)[1], table) for ids in batches]
         rows.append({"case": name, "imbalance": round(float(np.mean(excess)), 3),
-                     "ms": round(layer_milliseconds(world, layer, body, batches), 3)})
-    worst, best = rows[0]["ms"], rows[-1]["ms"]
-    for row in rows:
-        row["share_of_gain"] = (round((worst - row["ms"]) / (worst - best), 3) if worst > best
-                                else None)
+                     "ms": round(layer_milliseconds(world, layer.forward, body, batches), 3),
+                     "train_ms": round(layer_milliseconds(world, layer.train, body, batches), 3)})
+    for time_of, gain in (("ms", "share_of_gain"), ("train_ms", "train_share")):
+        worst, best = rows[0][time_of], rows[-1][time_of]
+        for row in rows:
+            row[gain] = (round((worst - row[time_of]) / (worst - best), 3) if worst > best
+                         else None)
     return rows
 
 

@@ -339,6 +339,7 @@ class Step:
             locality=locality, n_sms=n_sms, comm=None if comm is None else comm.handle)
         self.placement, self.comm = placement, comm
         self._handles: list[c_void_p] = []
+        self._counts_in = False
         self._ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), source=source)
         n = placement.n_logical_experts
         where = _tensor_device(device)
@@ -348,7 +349,10 @@ class Step:
         if keep_split:
             self.split = torch.zeros(placement.slots, dtype=torch.int64, device=where)
             self._problem.split = self.split.data_ptr()
-        self._ids_ref, self._problem_ref = ctypes.byref(self._ids), ctypes.byref(self._problem)
+        self._ids_at = ctypes.addressof(self._ids)
+        self._problem_at = ctypes.addressof(self._problem)
+        self._n = self._code = self._out_code = -1  # what the struct holds
+        self.locality, self.n_sms, self.tensor = locality, n_sms or None, torch.Tensor
         self._run = self.lib.lplb_cuda_run
         self._empty_like = torch.empty_like
         self._dtypes = {torch.int32: INT32, torch.int64: INT64}
@@ -367,7 +371,7 @@ class Step:
         handle = c_void_p()
         check(self.lib.lplb_cuda_planner_create(ctypes.byref(self.config), ctypes.byref(handle)))
         self._handles.append(handle)
-        self._handle = handle
+        self._handle, self._address = handle, handle.value
         weakref.finalize(self, self.lib.lplb_cuda_planner_destroy, handle)
 
     @property
@@ -402,22 +406,26 @@ class Step:
         counter: int32 or int64 of one element, to which `add` is added if the plan is solved.
         """
         view = self._ids
-        self._count_in(self._problem, counter, add)
+        if counter is not None or self._counts_in:
+            self._count_in(self._problem, counter, add)
+            self._counts_in = counter is not None
         code = self._dtypes.get(idx.dtype)
         if code is None or not idx.is_contiguous():
             idx = Ids(idx).array  # says what is wrong, or copies
         n = idx.numel()
-        if n > self.config.max_ids:
-            self._grow(max(n, 2 * self.config.max_ids))
         if out is None:
-            out = self._empty_like(idx)
-            view.out_dtype = code
+            out, out_code = self._empty_like(idx), code
         elif out.is_contiguous() and out.shape == idx.shape and out.device == idx.device:
-            view.out_dtype = self._dtypes.get(out.dtype) or Ids(out, "out").dtype
+            out_code = self._dtypes.get(out.dtype) or Ids(out, "out").dtype
         else:
             raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
-        view.ids, view.ids_dtype, view.n, view.out = idx.data_ptr(), code, n, out.data_ptr()
-        status = self._run(self._handle, self._ids_ref, self._problem_ref,
+        if n != self._n or code != self._code or out_code != self._out_code:
+            if n > self.config.max_ids:
+                self._grow(max(n, 2 * self.config.max_ids))
+            view.n, view.ids_dtype, view.out_dtype = n, code, out_code
+            self._n, self._code, self._out_code = n, code, out_code
+        view.ids, view.out = idx.data_ptr(), out.data_ptr()
+        status = self._run(self._address, self._ids_at, self._problem_at,
                            current_stream(self.device))
         if status:
             check(status)
@@ -453,7 +461,8 @@ class Step:
         view = self._ids
         view.ids, view.ids_dtype, view.n = ids.pointer, ids.dtype, ids.count
         view.out, view.out_dtype = out.pointer, out.dtype
-        check(self.lib.lplb_cuda_map_shares(self._handle, self._ids_ref, share.data_ptr(),
+        self._n = -1  # of another call
+        check(self.lib.lplb_cuda_map_shares(self._handle, self._ids_at, share.data_ptr(),
                                             current_stream(self.device)))
 
     def report(self) -> tuple[Report, c.Error | None]:

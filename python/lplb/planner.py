@@ -166,6 +166,7 @@ class Planner:
         self._device_steps: dict[tuple, _cuda.Step] = {}
         self._device_comms: dict[int, _cuda.DeviceComm] = {}
         self._last: Status | _cuda.Step | None = None
+        self._device_step_before: _cuda.Step | None = None
         self._node: list[int] | None = None
 
     def _check_counts_of_experts(self) -> None:
@@ -217,17 +218,18 @@ class Planner:
         })
 
     def init_from_deep_ep(self, buffer: Any) -> None:
-        """Shares counts among the ranks of a DeepEP buffer (any version: only `buffer.group`)."""
-        if self.deep_ep_initialized:
-            return
-        group = getattr(buffer, "group", None)
-        if group is None:
-            raise c.bad("this buffer has no torch.distributed group; give the planner one as group")
+        """Shares counts among the ranks of a DeepEP buffer (any version: only `buffer.group`).
+
+        A buffer that was made without a torch group (over mpi4py, or a raw NCCL communicator) will
+        do where the planner has a group of the same ranks. Another buffer later takes the place of
+        the first: with its group all ranks connect anew, and captured graphs must be made again.
+        """
+        group = _group_of_buffer(buffer, self.ep_group)
         if group.size() != self.ep_size:
             raise c.bad(f"the buffer's group has {group.size()} ranks, the planner {self.ep_size}")
         if self.ep_group is not group:
+            self._leave()
             self._join(group, self._nodes if self._nodes != 1 else None)
-            self._step, self._device_steps, self._device_comms = None, {}, {}
         self.deep_ep_initialized = True
 
     def reconnect(self) -> None:
@@ -235,12 +237,15 @@ class Planner:
         if self.ep_group is None or isinstance(self.ep_group, Communicator):
             raise c.bad("reconnect needs a torch.distributed group; make a new planner with a new "
                         "Communicator instead", c.STATE)
-        if self._comm is not None:
-            self._comm.close()
-        self._last = None  # what it refers to goes first
         _cuda.forget_groups()
-        self._step, self._device_steps, self._device_comms = None, {}, {}
+        self._leave()
         self._join(self.ep_group, self._nodes)
+
+    def _leave(self) -> None:
+        if self._comm is not None and self._comm is not self.ep_group:
+            self._comm.close()
+        self._last = self._device_step_before = None  # what they refer to goes first
+        self._step, self._device_steps, self._device_comms = None, {}, {}
 
     @property
     def transport(self) -> str | None:
@@ -327,7 +332,7 @@ class Planner:
         digest.update(self._placement.physical_to_logical_map.tobytes())
         digest.update(self._placement.rank_offset.tobytes())
         self._tag = int.from_bytes(digest.digest(), "little")
-        self._step = self._last = None
+        self._step = self._last = self._device_step_before = None
         self._ratio: Shares | None = None
         kept = {}
         for key, step in self._device_steps.items():
@@ -416,17 +421,22 @@ class Planner:
         """
         if avail_counter is not None:
             check_counter(avail_counter)
-        if n_sms is not None and n_sms < 1:
-            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
         if locality is None:
             locality = self._locality
+        step = self._device_step_before
+        if (step is not None and type(idx) is step.tensor and idx.get_device() == step.device
+                and n_sms == step.n_sms and locality == step.locality):  # the usual call, quickly
+            self._last = step
+            return step.run(idx, out, avail_counter, self.n_group)
+        if n_sms is not None and n_sms < 1:
+            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
         if _arrays.on_gpu(idx):
             key = (None, _arrays.device_index(idx), locality, n_sms)
             step = self._device_steps.get(key)
             if step is None:
                 step = self._device_step(key[1], locality, n_sms, idx.numel())
             out = step.run(idx, out, avail_counter, self.n_group)
-            self._last = step
+            self._last = self._device_step_before = step
             return out
         ids = Ids(idx)
         target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
@@ -613,6 +623,23 @@ def _count_on_device(idx: Array, n: int, n_sms: int) -> tuple[Array, Array]:
     cells.scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
     by_part = cells[:-1].reshape(n_sms, n).cumsum(0, dtype=torch.int32)
     return by_part[-1], by_part
+
+
+def _group_of_buffer(buffer: Any, present: Any) -> Any:
+    """The group whose ranks share counts for a DeepEP buffer; present: the planner's, or None."""
+    missing = [name for name in ("dispatch", "combine") if not hasattr(buffer, name)]
+    if missing or not hasattr(buffer, "group"):
+        raise c.bad(f"init_from_deep_ep takes a DeepEP buffer, which has group, dispatch and "
+                    f"combine; a {type(buffer).__name__} was given")
+    if buffer.group is None and present is None:
+        raise c.bad("this buffer was made without a torch.distributed group: give the planner one "
+                    "of the same ranks as group=, or a Communicator")
+    if buffer.group is None:
+        return present
+    if not (hasattr(buffer.group, "size") and hasattr(buffer.group, "rank")):
+        raise c.bad(f"the buffer's group is a {type(buffer.group).__name__}, not a "
+                    "torch.distributed group")
+    return buffer.group
 
 
 def _check_r2o(r2o: np.ndarray) -> None:

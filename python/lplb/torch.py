@@ -29,21 +29,28 @@ _planners: weakref.WeakValueDictionary[str, Planner] = weakref.WeakValueDictiona
 _HAS_OPS = hasattr(getattr(torch, "library", None), "custom_op")
 
 if _HAS_OPS:
+    # A step is more than its output: it takes part in an exchange that all ranks must make equally
+    # often. The counter, to which it adds, says so to the compiler, which may then neither drop a
+    # call whose ids nobody reads, nor run two equal ones as one, nor change their order.
 
-    @torch.library.custom_op("lplb::run", mutates_args=(),
-                             schema="(Tensor idx, str planner, bool locality) -> Tensor")
-    def _run(idx: torch.Tensor, planner: str, locality: bool) -> torch.Tensor:
-        return _planners[planner].run(idx, locality=locality)
+    @torch.library.custom_op(
+        "lplb::run", mutates_args=("counter",),
+        schema="(Tensor idx, Tensor(a!) counter, str planner, bool locality) -> Tensor")
+    def _run(idx: torch.Tensor, counter: torch.Tensor, planner: str, locality: bool
+             ) -> torch.Tensor:
+        return _planners[planner].run(idx, counter, locality=locality)
 
     @_run.register_fake
-    def _(idx: torch.Tensor, planner: str, locality: bool) -> torch.Tensor:
+    def _(idx: torch.Tensor, counter: torch.Tensor, planner: str, locality: bool
+          ) -> torch.Tensor:
         return torch.empty_like(idx, memory_format=torch.contiguous_format)
 
 
 class Balance(torch.nn.Module):
     """`planner.run` as a module: forward(topk_ids) -> physical ids, of the same shape and type.
 
-    With torch 2.4 and later it is one operator (lplb::run) that torch.compile leaves whole.
+    With torch 2.4 and later it is one operator (lplb::run) that torch.compile leaves whole. The
+    buffer `counter`, int64 [1], is LPLB's avail_counter: groups solved so far.
     """
 
     def __init__(self, planner: Planner, locality: bool = False) -> None:
@@ -51,12 +58,15 @@ class Balance(torch.nn.Module):
         self.planner = planner
         self.locality = locality
         self.key = f"{id(planner):x}"
+        self.register_buffer("counter", torch.zeros(1, dtype=torch.int64), persistent=False)
         _planners[self.key] = planner
 
     def forward(self, topk_ids: Tensor) -> Tensor:
+        if self.counter.device != topk_ids.device:
+            self.counter = self.counter.to(topk_ids.device)
         if _HAS_OPS:
-            return torch.ops.lplb.run(topk_ids, self.key, self.locality)
-        return self.planner.run(topk_ids, locality=self.locality)
+            return torch.ops.lplb.run(topk_ids, self.counter, self.key, self.locality)
+        return self.planner.run(topk_ids, self.counter, locality=self.locality)
 
 
 # ---- the dense form of a choice -----------------------------------------------------------------
@@ -122,11 +132,14 @@ def _exchange_rows(tensor: Tensor, send: list[list[int]], n_receive: list[int], 
     """Sends rows of tensor: send[r] lists those for rank r; returns the received ones by rank."""
     order = torch.tensor([row for rows in send for row in rows], dtype=torch.long,
                          device=tensor.device)
-    out = tensor.index_select(0, order).contiguous()
-    into = torch.empty((sum(n_receive), *tensor.shape[1:]), dtype=tensor.dtype,
-                       device=tensor.device)
-    torch.distributed.all_to_all_single(into, out, n_receive, [len(rows) for rows in send],
-                                        group=group)
+    return _send_rows(tensor.index_select(0, order), send, n_receive, group)
+
+
+def _send_rows(out: Tensor, send: list[list[int]], n_receive: list[int], group: Any) -> Tensor:
+    """The same with the rows side by side already; send only says how many."""
+    into = torch.empty((sum(n_receive), *out.shape[1:]), dtype=out.dtype, device=out.device)
+    torch.distributed.all_to_all_single(into, out.contiguous(), n_receive,
+                                        [len(rows) for rows in send], group=group)
     return into
 
 
@@ -138,58 +151,121 @@ def sum_replica_gradients(where: Planner | Placement, gradients: Iterable[Tensor
     """Gives every copy of an expert the sum of the gradients of all its copies, in place.
 
     Copies see different tokens, so each has a part of its expert's gradient; with the sum they
-    stay equal when the optimizer steps. gradients: tensors [n_local][...] ([P][...] without group).
-    Sums are made in the order of slots, on one rank, so that all copies get the same bits. A
-    collective call of the group.
+    stay equal when the optimizer steps. gradients: tensors [n_local][...] ([P][...] without group),
+    best all of a layer, or of all layers with this placement, in one call: tensors of one type
+    travel together. Sums are made in the order of slots, on one rank, so that all copies get the
+    same bits. A collective call of the group.
     """
     placement, tensors = _placement(where), list(gradients)
-    rank, first, _rows = _rank_and_rows(placement, group, tensors)
-    table = placement.physical_to_logical_map[0]
-    owner = np.repeat(np.arange(placement.ranks), placement.slots_per_rank) if group else (
-        np.zeros(placement.slots, np.int64))
-    copies = [np.flatnonzero(table == e) for e in range(placement.n_logical_experts)]
-    shared = [slots for slots in copies if len(slots) > 1]
-    world = placement.ranks if group else 1
-    # to[r]: my slots whose expert is summed on rank r; back[r]: for every slot of rank r whose
-    # expert is summed here, in the same order, the number of its sum.
-    to: list[list[int]] = [[] for _ in range(world)]
-    back: list[list[int]] = [[] for _ in range(world)]
-    mine = [slots for slots in shared if owner[slots[0]] == rank]
-    for slots in shared:
-        for slot in slots:
-            if owner[slot] == rank:
-                to[owner[slots[0]]].append(int(slot) - first)
-    for number, slots in enumerate(mine):
-        for slot in slots:
-            back[owner[slot]].append(number)
-    for tensor in tensors:
-        _sum_rows(tensor, to, back, mine, owner, group)
+    rank, _first, _rows = _rank_and_rows(placement, group, tensors)
+    plan = _SumPlan.of(placement, rank, group is not None)
+    bucket: list[Tensor] = []
+    for tensor in sorted(tensors, key=lambda t: str((t.dtype, t.device))):  # stable
+        size = sum(t.numel() * t.element_size() for t in bucket)
+        if bucket and ((tensor.dtype, tensor.device) != (bucket[0].dtype, bucket[0].device)
+                       or size + tensor.numel() * tensor.element_size() > _BUCKET_BYTES):
+            _sum_bucket(bucket, plan, group)
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        _sum_bucket(bucket, plan, group)
 
 
-def _sum_rows(tensor: Tensor, to: list[list[int]], back: list[list[int]],
-              mine: list[np.ndarray], owner: np.ndarray, group: Any) -> None:
-    local = [row for rows in to for row in rows]
-    if group is None:
-        parts = tensor.index_select(0, torch.tensor(local, dtype=torch.long, device=tensor.device))
-    else:
-        parts = _exchange_rows(tensor, to, [len(rows) for rows in back], group)
-    # parts come rank by rank, in back's order; sum each expert's in the order of its slots
-    at = [sum(map(len, back[:r])) for r in range(len(back))]
-    sums = torch.empty((len(mine), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
-    for number, slots in enumerate(mine):
-        for k, slot in enumerate(slots):
-            r = owner[slot]
-            if k == 0:
-                sums[number].copy_(parts[at[r]])
-            else:
-                sums[number] += parts[at[r]]
-            at[r] += 1
-    if group is None:
-        received = sums.index_select(0, torch.tensor(back[0], dtype=torch.long,
-                                                     device=tensor.device))
-    else:
-        received = _exchange_rows(sums, back, [len(rows) for rows in to], group)
-    tensor.index_copy_(0, torch.tensor(local, dtype=torch.long, device=tensor.device), received)
+_BUCKET_BYTES = 4 << 20  # larger tensors travel alone: there a call costs less than a copy
+_sum_plans: weakref.WeakKeyDictionary[Placement, dict[tuple, _SumPlan]] = (
+    weakref.WeakKeyDictionary())
+
+
+class _SumPlan:
+    """Who sends which rows to whom, and what is added to what, for one rank.
+
+    An expert is summed on the rank of its first slot. Arrived rows are those of this rank (local),
+    then those of the others by rank, each in the order of experts and slots.
+    """
+
+    def __init__(self, placement: Placement, rank: int, shared: bool) -> None:
+        table = placement.physical_to_logical_map[0]
+        ranks = placement.ranks if shared else 1
+        owner = np.repeat(np.arange(placement.ranks), placement.slots_per_rank) if shared else (
+            np.zeros(placement.slots, np.int64))
+        first = int(placement.rank_offset[rank]) if shared else 0
+        experts = [np.flatnonzero(table == e) for e in range(placement.n_logical_experts)]
+        experts = [slots for slots in experts if len(slots) > 1]
+        mine = [slots for slots in experts if owner[slots[0]] == rank]
+        # Sums are numbered by falling numbers of copies: the k-th copies then belong to the first.
+        order = sorted(range(len(mine)), key=lambda i: -len(mine[i]))
+        number = {int(mine[i][0]): n for n, i in enumerate(order)}
+        local: list[int] = []  # rows summed here
+        local_sums: list[int] = []
+        to: list[list[int]] = [[] for _ in range(ranks)]  # rows for the ranks that sum them
+        back: list[list[int]] = [[] for _ in range(ranks)]  # sums for the ranks of the copies
+        source: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
+        for slots in experts:
+            here = owner[slots[0]]
+            for k, slot in enumerate(slots):
+                if owner[slot] == rank and here == rank:
+                    local.append(int(slot) - first)
+                    local_sums.append(number[int(slots[0])])
+                    source[rank].append((number[int(slots[0])], k))
+                elif owner[slot] == rank:
+                    to[here].append(int(slot) - first)
+                elif here == rank:
+                    back[owner[slot]].append(number[int(slots[0])])
+                    source[owner[slot]].append((number[int(slots[0])], k))
+        arrived = source[rank] + [s for r in range(ranks) if r != rank for s in source[r]]
+        copies = max((len(slots) for slots in mine), default=0)
+        self.terms = [[0] * sum(len(slots) > k for slots in mine) for k in range(copies)]
+        for at, (n, k) in enumerate(arrived):
+            self.terms[k][n] = at
+        self.to, self.back, self.local, self.local_sums = to, back, local, local_sums
+        self.away = [row for rows in to for row in rows]
+
+    @classmethod
+    def of(cls, placement: Placement, rank: int, shared: bool) -> _SumPlan:
+        plans = _sum_plans.setdefault(placement, {})
+        if (rank, shared) not in plans:
+            plans[rank, shared] = cls(placement, rank, shared)
+        return plans[rank, shared]
+
+
+def _take(tensors: list[Tensor], rows: list[int]) -> Tensor:
+    """[rows][...] of all tensors side by side."""
+    index = torch.tensor(rows, dtype=torch.long, device=tensors[0].device)
+    if len(tensors) == 1:
+        return tensors[0].index_select(0, index).reshape(len(rows), tensors[0].shape[1:].numel())
+    return torch.cat([t.index_select(0, index).reshape(len(rows), t.shape[1:].numel())
+                      for t in tensors], dim=1)
+
+
+def _put(tensors: list[Tensor], rows: list[int], values: Tensor) -> None:
+    index = torch.tensor(rows, dtype=torch.long, device=tensors[0].device)
+    widths = [t.shape[1:].numel() for t in tensors]
+    for tensor, part in zip(tensors, values.split(widths, dim=1)):
+        tensor.index_copy_(0, index, part.reshape(len(rows), *tensor.shape[1:]))
+
+
+def _sum_bucket(tensors: list[Tensor], plan: _SumPlan, group: Any) -> None:
+    if not tensors[0].shape[0] or not any(t.numel() for t in tensors):
+        return
+    parts = _take(tensors, plan.local)
+    if group is not None:
+        got = _send_rows(_take(tensors, plan.away), plan.to, [len(rows) for rows in plan.back],
+                         group)
+        parts = torch.cat([parts, got])
+    sums = parts[:0]
+    for k, rows in enumerate(plan.terms):
+        term = parts.index_select(0, torch.tensor(rows, dtype=torch.long, device=parts.device))
+        if k == 0:
+            sums = term
+        else:
+            sums[:len(rows)] += term
+    _put(tensors, plan.local, sums.index_select(
+        0, torch.tensor(plan.local_sums, dtype=torch.long, device=sums.device)))
+    if group is not None:
+        order = [n for numbers in plan.back for n in numbers]
+        out = sums.index_select(0, torch.tensor(order, dtype=torch.long, device=sums.device))
+        _put(tensors, plan.away, _send_rows(out, plan.back, [len(rows) for rows in plan.to],
+                                            group))
 
 
 # ---- weights of a new placement -----------------------------------------------------------------

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 tests/python/gpu_ranks.py [SECTION...]
 
 Sections: equal (plans and ids of the ranks against one CPU planner), deepep (dispatch, experts and
-combine with balanced ids; by DeepEP where it can be imported, else by a stand-in). Both also run on
-CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
+combine with balanced ids; by DeepEP where it can be imported, else by a stand-in), moved (a rank
+with another placement). They also run on CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
 """
 
 import importlib.util
@@ -116,7 +116,36 @@ def deepep(group, device, buffer_class=None):
             "most_selections": {"unbalanced": most[0], "balanced": most[1]}}
 
 
-SECTIONS = {"equal": equal, "deepep": deepep}
+def moved(group, device, transports=("p2p", "nvshmem", "nccl", "torch")):
+    """A rank that has another placement for a step: all are told, and the next step goes well."""
+    ranks, experts = group.size(), 16
+    one = torch.arange(experts).reshape(ranks, -1)
+    table = torch.cat([one, one.roll(1, 0)], dim=1).reshape(-1).to(device)
+    other = torch.cat([one, one.roll(1, 0).flip(1)], dim=1).reshape(-1).to(device)
+    ids = skewed_ids((64, 2), experts, group.rank()).to(device)
+    results = {}
+    for transport in transports:
+        try:
+            planner = lplb.Planner.from_placement(table, experts, group=group, transport=transport,
+                                                  timeout=5.0)
+            planner.run(ids)
+        except lplb.InputError as error:  # the same on all ranks
+            results[transport] = str(error)
+            continue
+        assert planner.last_status.ok, planner.last_status
+        names = []
+        for step_table in (other if group.rank() == ranks - 1 else table, table):
+            planner.update_placement(step_table)
+            out = planner.run(ids)
+            status = planner.last_status
+            names.append(status.error.name if status.error else status.outcome)
+            assert torch.equal(step_table[out], ids)
+        assert names == ["LPLB_DISAGREE", "optimal"], (transport, names)
+        results[transport] = names
+    return results
+
+
+SECTIONS = {"equal": equal, "deepep": deepep, "moved": moved}
 
 
 def main():

@@ -188,13 +188,33 @@ def test_alone_and_wrong_arguments():
     assert caught.value.status == c.TIMEOUT
 
 
-def test_init_from_deep_ep_without_torch_group():
-    class Buffer:
-        group = None
+class Buffer:
+    """As much of a DeepEP buffer as the planner looks at."""
 
+    def __init__(self, group):
+        self.group = group
+
+    def dispatch(self):
+        pass
+
+    combine = dispatch
+
+
+def test_init_from_deep_ep_without_torch_group():
     planner = lplb.Planner(CUBE, 80, 64, 8)
-    with pytest.raises(lplb.InputError, match="no torch.distributed group"):
-        planner.init_from_deep_ep(Buffer())
+    for wrong, message in [(object(), "a object was given"), (Buffer(None), "group="),
+                           (Buffer(3), "group is a int"),
+                           (Buffer(lplb.Communicator.local()), "1 ranks, the planner 8")]:
+        with pytest.raises(lplb.InputError, match=message):
+            planner.init_from_deep_ep(wrong)
+        assert not planner.deep_ep_initialized
+    comm = lplb.Communicator.local()
+    alone = lplb.Planner.from_placement(np.arange(8), 8, ep_size=1, group=comm)
+    alone.init_from_deep_ep(Buffer(None))  # the planner's own group does
+    assert alone.deep_ep_initialized and alone.ep_group is comm
+    other = lplb.Communicator.local()
+    alone.init_from_deep_ep(Buffer(other))  # another buffer takes its place
+    assert alone.ep_group is other and (alone.run(np.arange(8)) == np.arange(8)).all()
 
 
 def test_transports_are_named():

@@ -149,6 +149,12 @@ def test_compile_does_not_break_the_graph():
     batch = skewed_ids(np.random.default_rng(44), (512, 8), 256)
     compiled = torch.compile(lambda x: module(x + 1 - 1) * 1, fullgraph=True)
     assert (compiled(cuda(batch)).cpu().numpy() == cpu.run(batch)).all()
+    assert module.counter.is_cuda and module.counter.item() == gpu.n_group
+    twice = torch.compile(lambda x: (module(x), module(x))[0], fullgraph=True)
+    twice(cuda(batch))  # the one that nobody reads is made too
+    assert module.counter.item() == 3 * gpu.n_group
+    torch.library.opcheck(torch.ops.lplb.run.default,
+                          (cuda(batch), module.counter, module.key, False))
 
 
 def test_locality():

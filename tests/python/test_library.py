@@ -1,5 +1,6 @@
 """The ctypes side agrees with the C headers, errors arrive, the library is found."""
 
+import ast
 import ctypes
 import re
 import shutil
@@ -132,3 +133,42 @@ def test_dlpack_arrays_work():
     planner = lplb.Planner.from_placement(np.arange(8), ep_size=4)
     ids = np.array([[3, -1], [7, 0]])
     assert (planner.run(Foreign(ids)) == ids).all()
+
+
+def runtime_unions(tree):
+    """Lines with X | Y where Python 3.9 would evaluate it: outside annotations that
+    `from __future__ import annotations` turns into text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            sides = (node.left, node.right)
+            if any(isinstance(s, ast.Constant) and s.value is None for s in sides):
+                yield node.lineno
+
+
+def without_annotations(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    return tree
+
+
+def test_sources_are_python_3_9(root):
+    """Syntax, and what newer versions evaluate but 3.9 does not."""
+    newer = {"strict", "slots", "kw_only"}  # arguments of zip and dataclass since 3.10
+    for path in sorted((root / "python" / "lplb").glob("*.py")) + [root / "examples/torch_moe.py"]:
+        text = path.read_text()
+        tree = ast.parse(text, str(path), feature_version=(3, 9))
+        postponed = "from __future__ import annotations" in text
+        if postponed:
+            tree = without_annotations(tree)
+        assert not list(runtime_unions(tree)), path.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                used = {k.arg for k in node.keywords} & newer
+                assert not (used and name in ("zip", "dataclass")), (path.name, node.lineno, used)
+            assert not (isinstance(node, ast.Attribute) and node.attr == "bit_count"), path.name

@@ -55,7 +55,7 @@ def test_balance_module():
     planner = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
     ids = torch.from_numpy(skewed_ids(np.random.default_rng(17), (100, 4), 64))
     module = lplb.torch.Balance(planner)
-    assert (module(ids) == planner.run(ids)).all()
+    assert (module(ids) == planner.run(ids)).all() and module.counter.item() == 1  # group
 
 
 @pytest.mark.skipif(not lplb.torch._HAS_OPS, reason="torch before 2.4")
@@ -65,7 +65,10 @@ def test_the_graph_is_not_broken():
     ids = torch.from_numpy(skewed_ids(np.random.default_rng(18), (100, 4), 64))
     compiled = torch.compile(lambda x: module(x + 0) * 1, fullgraph=True, backend="eager")
     assert (compiled(ids) == planner.run(ids)).all()
-    torch.library.opcheck(torch.ops.lplb.run.default, (ids, module.key, False))
+    before = module.counter.item()
+    twice = torch.compile(lambda x: (module(x), module(x))[0], fullgraph=True, backend="aot_eager")
+    assert (twice(ids) == planner.run(ids)).all() and module.counter.item() == before + 2 * planner.n_group
+    torch.library.opcheck(torch.ops.lplb.run.default, (ids, module.counter, module.key, False))
 
 
 def random_placements(seed, ranks=4):
@@ -179,11 +182,9 @@ def gloo_lplb(rank, ranks, port):
     r2o = torch.tensor([[1, 2, 3, 0]]).T
     planner = lplb.Planner(r2o, 16 + 4, 16, group=group)
 
-    class Buffer:  # any version of DeepEP's: only its group is used
-        pass
+    from test_comm import Buffer
 
-    buffer = Buffer()
-    buffer.group = group
+    buffer = Buffer(group)
     draw = torch.Generator().manual_seed(rank)
     counts = torch.randint(0, 100, (16,), generator=draw, dtype=torch.int32)
     share, total = planner.solve_probs(counts, torch.zeros((), dtype=torch.int32))
@@ -299,6 +300,7 @@ def gloo_sections(rank, ranks, port):
     group = join(rank, ranks, port)
     device = torch.device("cpu")
     gpu_ranks.equal(group, device)
+    gpu_ranks.moved(group, device, ("auto", "torch"))
     result = gpu_ranks.deepep(group, device, Buffer)
     dist.destroy_process_group()
     return result
