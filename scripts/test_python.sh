@@ -1,6 +1,6 @@
 #!/bin/sh
-# The tests of the Python package on the library in BUILD: with numpy alone, then, where torch can be
-# imported, everything (gloo over four processes included), then some on an installed wheel.
+# The tests of the Python package on the library in BUILD: with numpy alone, then, where torch can
+# be imported, everything (gloo over four processes included), then some on an installed wheel.
 #   scripts/test_python.sh BUILD     PYTHON names the interpreter, Debian's by default
 set -eu
 build=$(cd "$1" && pwd)

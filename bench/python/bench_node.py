@@ -104,7 +104,8 @@ def measure(runner, ranks, gpus, options):
     sections += ["late"] if ranks > 1 else []
     runner.run(form, ranks, sections, 400, cpu=cpu, steps=steps, small=small)
     if ranks > 1:
-        for transport in ["shm"] if cpu else ["p2p", "nvshmem", "nccl", "torch"] if alone else ["p2p"]:
+        transports = ["p2p", "nvshmem", "nccl", "torch"] if alone else ["p2p"]
+        for transport in ["shm"] if cpu else transports:
             runner.run(form + " " + transport, ranks, ["killed"], 60, cpu=cpu, transport=transport)
     if cpu or options.one_form:
         return

@@ -4,7 +4,8 @@
 
 Sections: equal (plans and ids of the ranks against one CPU planner), deepep (dispatch, experts and
 combine with balanced ids; by DeepEP where it can be imported, else by a stand-in), moved (a rank
-with another placement). They also run on CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
+with another placement). They also run on CPUs over gloo, in the tests. What they cost is measured
+by bench/python/bench_node.py.
 """
 
 import importlib.util
