@@ -11,7 +11,7 @@ DEPS      = scripts/install_deps.sh
 # Tests stop a hang themselves (TIMEOUT in tests/CMakeLists.txt).
 CTEST     = ctest -j$(JOBS) --output-on-failure --no-tests=error
 
-.PHONY: all deps build demo test test-asan test-tsan test-faults test-python test-gpu \
+.PHONY: all deps build demo test test-asan test-tsan test-faults check-online test-python test-gpu \
         test-gpu-sanitize gpu-programs fuzz bench bench-gpu bench-node format lint install clean
 all: build
 
@@ -58,6 +58,12 @@ test-tsan: deps
 test-faults: build
 	@LPLB_FAULT_STEPS=1000000 $(BUILD)/tests/test_runtime_faults
 	@LPLB_FAULT_STEPS=1000000 $(BUILD)/tests/test_runtime_shell
+
+# What docs/runtime.md says of the manager against EPLB, on the recorded traces in LPLB_DATA, all of
+# gpt-oss and four layers of the drift: about two minutes on two cores; LAYERS=0 takes all, ten.
+LAYERS ?= 4
+check-online: build
+	@scripts/check_online.py --layers $(LAYERS) $(BUILD) $(LPLB_DATA)
 
 # The Python package, with numpy alone and with torch (Debian's, 636 MB installed).
 test-python: build

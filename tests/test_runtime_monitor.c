@@ -11,10 +11,12 @@
 #include <lplb/monitor.h>
 #include <math.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -316,6 +318,43 @@ static void test_files(void **state) {
     scratch_remove(dir);
 }
 
+/* A process that is killed while it traces leaves a file that can be read. */
+static void test_killed(void **state) {
+    (void)state;
+    char *dir = scratch_create();
+    char trace[512];
+    snprintf(trace, sizeof trace, "%s", path_join(dir, "trace.json"));
+    size_t most = 0;
+    for (int run = 0; run < 9 && most < 100; run++) {
+        pid_t child = fork();
+        if (child == 0) {
+            lplb_monitor *m = make((lplb_monitor_config){.trace = trace});
+            for (;;) {
+                lplb_range_end(m, "work", 0, lplb_range_begin("work"));
+                struct timespec pause = {0, 100000};
+                nanosleep(&pause, NULL);
+            }
+        }
+        assert_true(child > 0);
+        struct timespec while_it_writes = {0, 100000000 * (run + 1)};
+        nanosleep(&while_it_writes, NULL);
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        char *text = read_text(trace, NULL);
+        if (!*text) { /* killed before it began */
+            free(text);
+            continue;
+        }
+        json_t *ranges = json_loads(text, 0, NULL);
+        assert_true(json_is_array(ranges));
+        if (json_array_size(ranges) > most) most = json_array_size(ranges);
+        json_decref(ranges);
+        free(text);
+    }
+    assert_true(most >= 100);
+    scratch_remove(dir);
+}
+
 /* A manager reports by itself. */
 static void test_with_manager(void **state) {
     (void)state;
@@ -345,10 +384,10 @@ static void test_with_manager(void **state) {
 int main(void) {
     count_alloc_install();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_histogram),    cmocka_unit_test(test_figures),
-        cmocka_unit_test(test_documents),    cmocka_unit_test(test_http_parse),
-        cmocka_unit_test(test_server),       cmocka_unit_test(test_files),
-        cmocka_unit_test(test_with_manager),
+        cmocka_unit_test(test_histogram), cmocka_unit_test(test_figures),
+        cmocka_unit_test(test_documents), cmocka_unit_test(test_http_parse),
+        cmocka_unit_test(test_server),    cmocka_unit_test(test_files),
+        cmocka_unit_test(test_killed),    cmocka_unit_test(test_with_manager),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -124,12 +124,12 @@ static void count_wait(lplb__core *core, int64_t ns) {
     s->waits++;
     if (ns > s->longest_wait_ns) s->longest_wait_ns = ns;
     if (ns < WORTH_TELLING) return;
-    lplb__core_event(core, LPLB_EVENT_WAITED, LPLB_OK,
-                     "%.1f ms for the placement asked for at step %lld: steps are shorter than "
-                     "step_ns = %.3g ms (a longer adopt_lag than %lld, less work, more threads, or "
-                     "late = postpone)",
-                     (double)ns / 1e6, (long long)core->job.step, core->config.step_ns / 1e6,
-                     (long long)core->config.adopt_lag);
+    lplb__core_event(
+        core, LPLB_EVENT_WAITED, LPLB_OK,
+        "%.1f ms for the placement asked for at step %lld, which took longer than %lld "
+        "steps: a longer adopt_lag (or a true step_ns), less work, more threads, or "
+        "late = postpone",
+        (double)ns / 1e6, (long long)core->job.step, (long long)core->config.adopt_lag);
 }
 
 static lplb_status take_job(lplb_manager *m) {

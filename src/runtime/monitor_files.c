@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <string.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -10,6 +11,20 @@
 static lplb_status open_file(const char *path, const char *mode, FILE **out) {
     *out = fopen(path, mode);
     return *out ? LPLB_OK : LPLB_FAIL(LPLB_IO, "cannot write %s: %s", path, strerror(errno));
+}
+
+static const char TRACE_END[] = "\n]\n";
+
+/* Puts items where the last ones ended, and the end behind them, in one write: whenever the process
+ * dies the file is whole. text has room for the end behind its bytes. */
+static lplb_status write_items(lplb_monitor *m, char *text, size_t bytes) {
+    memcpy(text + bytes, TRACE_END, sizeof TRACE_END);
+    size_t all = bytes + sizeof TRACE_END - 1;
+    ssize_t n = pwrite(fileno(m->trace), text, all, (off_t)m->trace_bytes);
+    m->trace_bytes += (int64_t)bytes;
+    if (n == (ssize_t)all) return LPLB_OK;
+    m->trace_bytes = m->trace_most + 1; /* a full disk: nothing more is written */
+    return LPLB_FAIL(LPLB_IO, "cannot write the trace: %s", strerror(errno));
 }
 
 lplb_status lplb__monitor_open_files(lplb_monitor *m, const lplb_monitor_config *config) {
@@ -23,7 +38,8 @@ lplb_status lplb__monitor_open_files(lplb_monitor *m, const lplb_monitor_config 
     }
     if (config->trace) {
         LPLB_TRY(open_file(config->trace, "we", &m->trace));
-        m->trace_bytes = fprintf(m->trace, "[");
+        char begin[1 + sizeof TRACE_END] = "[";
+        LPLB_TRY(write_items(m, begin, 1));
     }
     return LPLB_OK;
 }
@@ -91,20 +107,28 @@ static bool next_range(lplb_monitor *m, lplb__range *out) {
 
 /* Trace Event Format: complete events, microseconds since the monitor began. */
 static void write_ranges(lplb_monitor *m) {
+    enum { LINE = 512 };
+    char items[16 * LINE + sizeof TRACE_END];
+    size_t used = 0;
     lplb__range range;
     while (next_range(m, &range)) {
         if (m->trace_bytes > m->trace_most) continue;
         char name[256];
         lplb__text text = {name, sizeof name, 0};
         lplb__put_json_string(&text, range.name);
-        int n = fprintf(m->trace,
-                        "%s\n{\"name\":%s,\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%ld,"
-                        "\"tid\":%d}",
-                        m->trace_any ? "," : "", name, (double)(range.begin_ns - m->start_ns) / 1e3,
-                        (double)range.duration_ns / 1e3, (long)getpid(), range.lane);
+        int n =
+            snprintf(items + used, LINE,
+                     "%s\n{\"name\":%s,\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%ld,"
+                     "\"tid\":%d}",
+                     m->trace_any ? "," : "", name, (double)(range.begin_ns - m->start_ns) / 1e3,
+                     (double)range.duration_ns / 1e3, (long)getpid(), range.lane);
         m->trace_any = true;
-        if (n > 0) m->trace_bytes += n;
+        used += n > 0 ? (size_t)n : 0;
+        if (used <= 15 * LINE) continue;
+        write_items(m, items, used);
+        used = 0;
     }
+    if (used) write_items(m, items, used);
 }
 
 void lplb__monitor_write_files(lplb_monitor *m) {
@@ -114,10 +138,7 @@ void lplb__monitor_write_files(lplb_monitor *m) {
 
 void lplb__monitor_close_files(lplb_monitor *m) {
     if (m->event_log) fclose(m->event_log);
-    if (m->trace) {
-        fprintf(m->trace, "\n]\n");
-        fclose(m->trace);
-    }
+    if (m->trace) fclose(m->trace);
     lplb__free(m->event_log_path);
     m->event_log = m->trace = NULL;
     m->event_log_path = NULL;
