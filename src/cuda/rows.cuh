@@ -37,7 +37,7 @@ typedef struct rows_result {
 } rows_result;
 
 /* What a component still does; bits of status. */
-enum { COMPONENT_SWEEPS = 1, COMPONENT_CHANGED = 2, COMPONENT_OVER = 4 };
+enum { COMPONENT_SWEEPS = 1, COMPONENT_CHANGED = 2, COMPONENT_OVER = 4, COMPONENT_RELAXES = 8 };
 enum { ROWS_BARRIER = 1, LANES = LPLB__CUDA_LANES };
 
 template <typename K> struct rows {
@@ -163,6 +163,11 @@ template <typename K> DEVICE lane_state<K> state_of_lane(const rows<K> *r, lplb_
     return s;
 }
 
+/* The share of one of two hosts, half as far again from what it had. */
+template <typename T> DEVICE T relax_share(T share, T had, T tokens) {
+    return smaller(larger(share + (share - had) / 2, (T)0), tokens);
+}
+
 /* A chunk of groups of at most 32 lanes. */
 template <typename K>
 DEVICE void pour_chunk(const rows<K> *r, lplb__cuda_lane at, lane_state<K> s, int32_t largest) {
@@ -182,6 +187,8 @@ DEVICE void pour_chunk(const rows<K> *r, lplb__cuda_lane at, lane_state<K> s, in
         share = pour_group(group_of(at.group & 15), largest, used, s.had > 0, level, s.tokens);
     }
     if (!active) return;
+    if (!K::speeds && (at.group & 15) == 1 && (s.status & COMPONENT_RELAXES))
+        share = relax_share(share, s.had, s.tokens);
     r->load[at.rank] = level + share;
     if (share == s.had) return;
     r->x[at.host] = share;
@@ -353,7 +360,9 @@ template <typename K> DEVICE bool judge_sweep(const rows<K> *r, int32_t sweeps, 
         bool swept = status & COMPONENT_SWEEPS, changed = status & COMPONENT_CHANGED;
         spent->sweeps += swept && changed;
         bool more = swept && changed && (status & COMPONENT_OVER) && sweeps < LPLB__MAX_SWEEPS;
-        r->status[c] = more ? COMPONENT_SWEEPS : 0;
+        int32_t next = r->component[c].relaxed ? COMPONENT_SWEEPS | COMPONENT_RELAXES
+                                               : COMPONENT_SWEEPS;
+        r->status[c] = more ? (uint32_t)next : 0;
         goes_on |= more;
     }
     return rows_any(r, goes_on);

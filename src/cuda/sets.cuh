@@ -23,7 +23,7 @@ typedef struct sets {
     int32_t *load;         /* [ranks] of the component */
     int32_t *x, *saved_x;  /* of all hosts */
     uint64_t *level;       /* [ranks] what a search reached at each depth */
-    int32_t ranks, chunks;
+    int32_t ranks, chunks, relaxed;
     uint32_t inverse;            /* floor((2^32 - 1) / (lane + 1)) */
     uint64_t hosts[OWN_EXPERTS]; /* of this lane's experts: movables lane and lane + 32 */
     uint64_t holds[OWN_EXPERTS]; /* hosts with tokens, when the phase began; */
@@ -87,7 +87,7 @@ DEVICE int32_t pour_two(const set_host &h, int32_t level) {
 }
 
 /* True if the share of this lane's host changed. */
-DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at) {
+DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at, bool relax) {
     bool used = h.host != LPLB__CUDA_NO_HOST;
     int32_t level = s->load[h.rank] - h.share, share; /* lanes without a host have rank 0 */
     warp_barrier(); /* a warp that has diverged shuffles slowly */
@@ -95,6 +95,7 @@ DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at) {
     else if (h.kind <= 8) share = pour_members<8>(s, h, used, level);
     else if (h.kind <= 16) share = pour_members<16>(s, h, used, level);
     else share = pour_members<32>(s, h, used, level); /* one group */
+    if (relax && h.log2 == 1) share = relax_share(share, h.share, h.tokens);
     if (!used || share == h.share) return false;
     s->load[h.rank] = level + share;
     at->share = share;
@@ -102,14 +103,14 @@ DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at) {
 }
 
 /* All chunks of the component once. */
-DEVICE bool sweep_sets(const sets *s) {
+DEVICE bool sweep_sets(const sets *s, bool relax) {
     bool changed = false;
     set_host next = *s->host;
     ROLLED
     for (int32_t k = 0; k < s->chunks; k++) {
         set_host here = next;
         next = s->host[smaller(k + 1, s->chunks - 1) * LANES];
-        changed |= pour_set(s, here, s->host + k * LANES);
+        changed |= pour_set(s, here, s->host + k * LANES, relax);
         warp_barrier();
     }
     return votes(changed) != 0;
@@ -131,7 +132,7 @@ DEVICE uint64_t ranks_above(const sets *s, int32_t limit) {
 DEVICE void sweep_until_within(sets *s, int32_t limit, effort *spent) {
     ROLLED
     for (int32_t sweeps = 1; sweeps <= LPLB__MAX_SWEEPS; sweeps++) {
-        bool changed = sweep_sets(s);
+        bool changed = sweep_sets(s, s->relaxed && sweeps > 1);
         take_loads(s);
         if (!changed) return;
         spent->sweeps++;

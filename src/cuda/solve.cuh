@@ -332,6 +332,7 @@ DEVICE_CALL void solve_components_as_sets(const step &a) {
         const lplb__cuda_component here = component[c];
         s.ranks = here.ranks;
         s.chunks = here.chunks;
+        s.relaxed = here.relaxed;
         s.host = shared_array(a, set_hosts, set_host) + here.first_chunk * LANES + lane_index();
         s.load = shared_array(a, load, int32_t) + here.first_rank;
         s.level = shared_array(a, key, uint64_t) + here.first_rank;

@@ -40,7 +40,7 @@ typedef struct lplb__cuda_component {
     uint16_t first_rank, ranks, colours;
     uint16_t first_movable, movables; /* in `set` */
     uint16_t first_chunk, chunks;     /* SETS: in `own_chunk` */
-    uint16_t unused;
+    uint16_t relaxed;                 /* as in plan/exact_layout.h */
 } lplb__cuda_component;
 
 /* Pairs: what lane r of a component's warp does in a colour. 0 = nothing. */

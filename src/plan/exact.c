@@ -7,7 +7,9 @@
  *      Experts of one colour share no rank.
  *   2. Sweep. The same again, each expert taking its tokens back first (block coordinate descent on
  *      the sum of squares), until a sweep changes nothing, or no rank exceeds the first lower bound
- *      (mean and heaviest fixed load), or LPLB__MAX_SWEEPS.
+ *      (mean and heaviest fixed load), or LPLB__MAX_SWEEPS. In a component with an expert of more
+ *      than two hosts, and equal speeds, experts of two hosts then go half as far again
+ *      (over-relaxation, Young 1954): tokens have long ways there.
  *   3. Bound. The least capacity t* is found by Newton's method (Dinkelbach, 1967) on the sets at
  *      which step 4 gets stuck. t* is unique, so how it is found cannot change the answer.
  *   4. Augment. From the state after step 2, in phases: breadth-first levels from all ranks above
@@ -202,6 +204,7 @@ static void lay_out_slots(lplb__exact *x) {
         }
         component *c = &x->component[expert->component];
         if (!c->movables++) c->first_movable = m;
+        c->relaxed |= expert->hosts > 2;
     }
     int32_t *filled = x->parent_rank;
     memset(filled, 0, sizeof(int32_t) * (size_t)hosts->ranks);
@@ -242,14 +245,19 @@ lplb_status lplb__exact_init(lplb__exact **out, const lplb_hosts *hosts, const i
 
 /* ---- steps 1 and 2: pour and sweep ---- */
 
-/* Two hosts, equal speeds: the halves differ by the difference of the loads, within [0, w]. */
+static inline int64_t clamp(int64_t share, int64_t weight) {
+    share = share < 0 ? 0 : share;
+    return share > weight ? weight : share;
+}
+
+/* Two hosts, equal speeds: the halves differ by the difference of the loads, within [0, w]; with
+ * relax (0 or 1) half as far again from the shares before. */
 static inline bool pour_pair(int64_t *restrict load, int64_t *restrict x, const int32_t *rank,
-                             int64_t weight) {
+                             int64_t weight, int relax) {
     int32_t u = rank[0], v = rank[1];
     int64_t before = x[0], a = load[u] - before, b = load[v] - x[1];
-    int64_t share = (weight + b - a + 1) >> 1; /* the odd token goes to the lower rank */
-    share = share < 0 ? 0 : share;
-    share = share > weight ? weight : share;
+    int64_t share = clamp((weight + b - a + 1) >> 1, weight); /* odd token: the lower rank */
+    if (relax) share = clamp(share + (share - before) / 2, weight);
     bool changed = (share != before) | (weight - share != x[1]); /* x is 0, 0 before the first */
     x[0] = share;
     x[1] = weight - share;
@@ -329,16 +337,18 @@ static bool pour_speed(lplb__exact *x, const movable *expert, int64_t weight) {
     return changed;
 }
 
-static bool sweep(lplb__exact *x, const component *c) {
+static bool sweep(lplb__exact *x, const component *c, bool first) {
     const movable *expert = x->movable + c->first_movable;
     const int64_t *weight = x->weight + c->first_movable;
     int64_t *load = x->load, *share = x->x;
     const int32_t *rank = x->slot_rank;
     bool changed = false, speeds = x->limits.kind == LIMIT_SPEED;
+    int relax = c->relaxed && !first;
     for (int32_t m = 0; m < c->movables; m++) {
         int32_t s = expert[m].begin;
         if (speeds) changed |= pour_speed(x, &expert[m], weight[m]);
-        else if (expert[m].hosts == 2) changed |= pour_pair(load, share + s, rank + s, weight[m]);
+        else if (expert[m].hosts == 2)
+            changed |= pour_pair(load, share + s, rank + s, weight[m], relax);
         else changed |= pour_unit(x, &expert[m], weight[m]);
     }
     return changed;
@@ -542,7 +552,7 @@ static lplb_status solve_component(lplb__exact *x, const component *c, lplb__lim
     if (!c->movables) return LPLB_OK;
     lplb__limit_capacities(&x->limits, *t, c->first_rank, c->ranks, x->capacity);
     int32_t sweeps = 0;
-    while (sweep(x, c) && ++sweeps < LPLB__MAX_SWEEPS && !within_capacity(x, c)) {}
+    while (sweep(x, c, sweeps == 0) && ++sweeps < LPLB__MAX_SWEEPS && !within_capacity(x, c)) {}
     plan->sweeps += sweeps;
     if (within_capacity(x, c)) return LPLB_OK;
     return meet_limit(x, c, t, plan);

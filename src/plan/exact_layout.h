@@ -5,7 +5,7 @@
 
 #include "plan/plan.h"
 
-enum { LPLB__MAX_SWEEPS = 16 };
+enum { LPLB__MAX_SWEEPS = 32 };
 
 /* One expert with several hosts. Its slots [begin, begin + hosts) are in ascending rank order. */
 typedef struct lplb__movable {
@@ -16,6 +16,7 @@ typedef struct lplb__movable {
 typedef struct lplb__component {
     int32_t first_rank, ranks; /* positions [first_rank, first_rank + ranks) */
     int32_t first_movable, movables;
+    int32_t relaxed; /* nonzero: sweeps after the first over-relax its pairs */
 } lplb__component;
 
 /* Points into the planner; valid while it lives. */
