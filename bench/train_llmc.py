@@ -8,8 +8,7 @@ does (-Ofast -march=native) and reads a random model that is written here: 6 lay
 symbols, 10.8 million parameters, 4 sequences of 64. Ours has layers of the same number of weights
 (SwiGLU of width 1024 against GELU of 1536): once dense, and once with 8 experts of which a token
 takes 2 of width 512, the same work a token; both also with bf16 where that is to be had. Times are
-of steps; the shortest of all is what the
-machine can do, the median what its other users left.
+of steps; the shortest of all is what the machine can do, the median what its other users left.
 """
 
 import argparse
