@@ -242,14 +242,17 @@ DEVICE bool next_level(wide_pour<K> *w, typename K::number tokens, bool guess, b
 template <typename K>
 DEVICE typename K::number tokens_left(const wide_pour<K> *w, typename K::number tokens) {
     typedef typename K::number T;
-    if (!K::speeds) return w->sum - w->height * (T)w->members;
-    ROLLED
-    for (int32_t k = 0; k < w->chunks; k++) {
-        const lplb__cuda_lane at = w->lane[k * LANES];
-        T lacks = height_of(w, at.rank) - w->level[k * LANES];
-        tokens -= warp_sum(at.host != LPLB__CUDA_NO_HOST && lacks > 0 ? lacks : (T)0);
+    if constexpr (K::speeds) {
+        ROLLED
+        for (int32_t k = 0; k < w->chunks; k++) {
+            const lplb__cuda_lane at = w->lane[k * LANES];
+            T lacks = height_of(w, at.rank) - w->level[k * LANES];
+            tokens -= warp_sum(at.host != LPLB__CUDA_NO_HOST && lacks > 0 ? lacks : (T)0);
+        }
+        return tokens;
+    } else {
+        return w->sum - w->height * (T)w->members;
     }
-    return tokens;
 }
 
 /* Fills the hosts to the level and gives one more to each of the lowest ranks. */
