@@ -219,6 +219,10 @@ class _SumPlan:
             self.terms[k][n] = at
         self.to, self.back, self.local, self.local_sums = to, back, local, local_sums
         self.away = [row for rows in to for row in rows]
+        # Where the sums may lie in the tensor itself: in the row of the first copy, to which the
+        # others are added in the order of their slots, those of this rank first.
+        self.home = [local[at] for at in self.terms[0]] if copies else []
+        self.orders = [n for numbers in back for n in numbers]
 
     @classmethod
     def of(cls, placement: Placement, rank: int, shared: bool) -> _SumPlan:
@@ -231,8 +235,6 @@ class _SumPlan:
 def _take(tensors: list[Tensor], rows: list[int]) -> Tensor:
     """[rows][...] of all tensors side by side."""
     index = torch.tensor(rows, dtype=torch.long, device=tensors[0].device)
-    if len(tensors) == 1:
-        return tensors[0].index_select(0, index).reshape(len(rows), tensors[0].shape[1:].numel())
     return torch.cat([t.index_select(0, index).reshape(len(rows), t.shape[1:].numel())
                       for t in tensors], dim=1)
 
@@ -244,8 +246,30 @@ def _put(tensors: list[Tensor], rows: list[int], values: Tensor) -> None:
         tensor.index_copy_(0, index, part.reshape(len(rows), *tensor.shape[1:]))
 
 
+def _sum_alone(tensor: Tensor, plan: _SumPlan, group: Any) -> None:
+    """For rows so large that a copy of them costs more than an operator a row."""
+    got = tensor[:0]
+    if group is not None:
+        got = _exchange_rows(tensor, plan.to, [len(rows) for rows in plan.back], group)
+    for rows in plan.terms[1:]:
+        for n, at in enumerate(rows):
+            here = at < len(plan.local)
+            tensor[plan.home[n]] += tensor[plan.local[at]] if here else got[at - len(plan.local)]
+    for row, n in zip(plan.local, plan.local_sums):
+        if row != plan.home[n]:
+            tensor[row].copy_(tensor[plan.home[n]])
+    if group is not None:
+        sums = [[plan.home[n] for n in numbers] for numbers in plan.back]
+        got = _exchange_rows(tensor, sums, [len(rows) for rows in plan.to], group)
+        for row, total in zip(plan.away, got):
+            tensor[row].copy_(total)
+
+
 def _sum_bucket(tensors: list[Tensor], plan: _SumPlan, group: Any) -> None:
     if not tensors[0].shape[0] or not any(t.numel() for t in tensors):
+        return
+    if len(tensors) == 1 and tensors[0].numel() * tensors[0].element_size() > _BUCKET_BYTES:
+        _sum_alone(tensors[0], plan, group)
         return
     parts = _take(tensors, plan.local)
     if group is not None:
@@ -262,8 +286,8 @@ def _sum_bucket(tensors: list[Tensor], plan: _SumPlan, group: Any) -> None:
     _put(tensors, plan.local, sums.index_select(
         0, torch.tensor(plan.local_sums, dtype=torch.long, device=sums.device)))
     if group is not None:
-        order = [n for numbers in plan.back for n in numbers]
-        out = sums.index_select(0, torch.tensor(order, dtype=torch.long, device=sums.device))
+        out = sums.index_select(0, torch.tensor(plan.orders, dtype=torch.long,
+                                                device=sums.device))
         _put(tensors, plan.away, _send_rows(out, plan.back, [len(rows) for rows in plan.to],
                                             group))
 

@@ -81,8 +81,10 @@ def test_gradients_of_copies_alone():
     table, _ = random_placements(19)
     planner = lplb.Planner.from_placement(table, EXPERTS, 4)
     draw = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(len(table), 3, 2, generator=draw), torch.randn(len(table),
-                                                                            generator=draw)]
+    gradients = [torch.randn(len(table), 3, 2, generator=draw),
+                 torch.randn(len(table), generator=draw),
+                 torch.randn(len(table), 0, generator=draw),
+                 torch.randn(len(table), 1 << 16, generator=draw)]  # larger than a bucket
     want = []
     for g in gradients:
         w = g.clone()
@@ -247,11 +249,12 @@ def gloo_gradients(rank, ranks, port, a, b):
     group = join(rank, ranks, port)
     planner = lplb.Planner.from_placement(a, EXPERTS, group=group)
     mine = slice(rank * PER_RANK, (rank + 1) * PER_RANK)
-    every = torch.randn(len(a), 3, generator=torch.Generator().manual_seed(2))
-    gradient = every[mine].clone()
-    lplb.torch.sum_replica_gradients(planner, [gradient], group)
-    lplb.torch.sum_replica_gradients(lplb.Placement(a, ranks), [every])
-    assert torch.equal(gradient, every[mine])
+    draw = torch.Generator().manual_seed(2)
+    every = [torch.randn(len(a), n, generator=draw) for n in (3, 1, 1 << 18)]  # one of a bucket
+    gradients = [e[mine].clone() for e in every]
+    lplb.torch.sum_replica_gradients(planner, gradients, group)
+    lplb.torch.sum_replica_gradients(lplb.Placement(a, ranks), every)
+    assert all(torch.equal(g, e[mine]) for g, e in zip(gradients, every))
     weights = torch.from_numpy(a[mine] * 10)
     moved, = lplb.torch.move_weights(planner, lplb.Placement(b, ranks), [weights], group)
     assert (moved == torch.from_numpy(b[mine] * 10)).all()
