@@ -84,8 +84,7 @@ lplb_status lplb__cuda_ipm_init(lplb_cuda_planner *p, int shared_bytes) {
                          p->step.experts, p->step.slots, p->step.ranks, p->ipm.shared_bytes,
                          shared_bytes);
     LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_ipm_kernel,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       (int)p->ipm.shared_bytes));
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     return lplb__cuda_ipm_check(p);
 }
 

@@ -118,14 +118,14 @@ static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes) {
 }
 
 /* How many blocks can run at a time, which those that wait for each other need. */
-static lplb_status measure_room(lplb_cuda_planner *p, int sms, int32_t n_sms) {
+static lplb_status measure_room(lplb_cuda_planner *p, int sms, int shared_bytes, int32_t n_sms) {
     const void *kernel = (const void *)lplb__cuda_step_kernel;
     int blocks_per_sm;
-    LPLB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       (int)p->step.shared.bytes));
+    /* Of the kernel, so also for the launches of larger planners: the most that there is. */
+    LPLB_CUDA_TRY(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_lean_kernel,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       (int)p->step.shared.bytes));
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
                                                                 p->step.shared.bytes));
     p->most_blocks = n_sms > 0 && n_sms < sms ? n_sms : sms;
@@ -227,7 +227,7 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
     p->options_tag = hash_options(p);
     LPLB_TRY(fill_tables(p, c->placement, c->layer));
     LPLB_TRY(choose_threads(p, shared_bytes));
-    LPLB_TRY(measure_room(p, sms, c->n_sms));
+    LPLB_TRY(measure_room(p, sms, shared_bytes, c->n_sms));
     if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_init(p, shared_bytes));
     LPLB_TRY(allocate(p));
     LPLB_TRY(send_tables(p, p->stream));

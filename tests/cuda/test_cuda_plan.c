@@ -122,6 +122,32 @@ static void compare_cases(lplb_solver solver, double tolerance, int placements, 
         }
 }
 
+/* What a launch may ask for is of the kernel, not of a planner: a small planner must not take it
+ * from a large one. */
+static void test_small_after_large(void) {
+    enum { LARGE = 0, SMALL = 1, EXPERTS = 1024 };
+    const int32_t experts[] = {EXPERTS, 8}, ranks[] = {64, 8};
+    lplb_placement *placement[2];
+    lplb_cuda_planner *planner[2];
+    for (int i = LARGE; i <= SMALL; i++) {
+        int32_t slots = experts[i] + ranks[i];
+        OK(lplb_placement_create(1, experts[i], slots, ranks[i], NULL, &placement[i]));
+        for (int32_t p = 0; p < slots; p++) placement[i]->physical_to_logical[p] = p % experts[i];
+        lplb_cuda_config config = {
+            .struct_size = sizeof config, .placement = placement[i], .max_ids = 16};
+        OK(lplb_cuda_planner_create(&config, &planner[i]));
+    }
+    int64_t *counts = gpu_copy(NULL, EXPERTS, sizeof(int64_t));
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .source_counts = counts};
+    for (int i = LARGE; i <= SMALL; i++) OK(lplb_cuda_solve(planner[i], &problem, gpu_stream()));
+    CUDA(cudaStreamSynchronize(gpu_stream()));
+    gpu_free(counts);
+    for (int i = LARGE; i <= SMALL; i++) {
+        lplb_cuda_planner_destroy(planner[i]);
+        lplb_placement_destroy(placement[i]);
+    }
+}
+
 static void test_exact_cases(void) { compare_cases(LPLB_SOLVER_EXACT, 0, 4, 25); }
 static void test_even_cases(void) { compare_cases(LPLB_SOLVER_EVEN, 0, 2, 3); }
 static void test_tolerance_cases(void) {
@@ -143,7 +169,8 @@ static void test_exact_random(void) {
 }
 
 int main(int argc, char **argv) {
-    const gpu_test tests[] = {{"exact_cases", test_exact_cases},
+    const gpu_test tests[] = {{"small_after_large", test_small_after_large},
+                              {"exact_cases", test_exact_cases},
                               {"exact_random", test_exact_random},
                               {"even_cases", test_even_cases},
                               {"tolerance_cases", test_tolerance_cases}};

@@ -6,7 +6,9 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cuda/step.h"
@@ -55,7 +57,22 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     *value = values[attribute];
     return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) { return cudaSuccess; }
+/* Shared memory that a launch of a kernel may ask for: of all of a process, as on a device. */
+static std::mutex limit_lock;
+static std::map<const void *, size_t> limits;
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    std::lock_guard<std::mutex> guard(limit_lock);
+    if (value > SHARED_BYTES) return cudaErrorInvalidValue;
+    limits[kernel] = (size_t)value;
+    return cudaSuccess;
+}
+static bool within_limit(const void *kernel, size_t shared_bytes) {
+    enum { UNASKED_BYTES = 48 << 10 };
+    std::lock_guard<std::mutex> guard(limit_lock);
+    return shared_bytes <= UNASKED_BYTES || shared_bytes <= limits[kernel];
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *, int, size_t) {
     *blocks = 1;
     return cudaSuccess;
@@ -185,6 +202,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *ke
     int blocks = (int)config->gridDim.x, threads = (int)config->blockDim.x;
     size_t shared_bytes = config->dynamicSmemBytes;
     memcpy(&step, arguments[0], sizeof step);
+    if (!within_limit(kernel, shared_bytes)) return cudaErrorInvalidValue;
     return submit(config->stream, [=] {
         running = (void (*)(const lplb__cuda_step))kernel;
         emulated_launch(call, &step, blocks, threads, shared_bytes);
