@@ -199,6 +199,48 @@ static char *read_page(const char *path) {
     return text;
 }
 
+/* What steps would wait: all of placing where they take no time and the lag is one of them, nothing
+ * where they are long; the monitor shows the first manager; a forecaster changes what is placed. */
+static void test_waits_and_monitor(void **state) {
+    (void)state;
+    lplb_trace *trace = drifting_trace();
+    static const char *const names[] = {"eplb:every=50", "manager:lag=1,interval=50,min=25",
+                                        "manager:lag=1,interval=50,min=25,forecast=5"};
+    lplb_monitor *monitor;
+    lplb_monitor_config m = {.struct_size = sizeof m, .ranks = G};
+    assert_int_equal(lplb_monitor_create(&m, &monitor), LPLB_OK);
+    for (int i = 0; i < 2; i++) {
+        lplb_online_config config = {.struct_size = sizeof config,
+                                     .replay = {.struct_size = sizeof(lplb_replay_config),
+                                                .ranks = G,
+                                                .redundant = D,
+                                                .batch_tokens = B,
+                                                .all_layers = 1,
+                                                .history = -1,
+                                                .policy = names,
+                                                .policies = 3,
+                                                .threads = 1},
+                                     .step_ns = i ? 1e15 : 1,
+                                     .monitor = i ? NULL : monitor};
+        lplb_online_result *result;
+        assert_int_equal(lplb_online(trace, &config, &result), LPLB_OK);
+        const lplb_online_policy *p = &result->policy[1];
+        assert_true(p->place_seconds > 0 && p->stats.adopt_lag == 1);
+        if (i) assert_true(p->wait_seconds == 0);
+        else assert_true(p->wait_seconds > 0.9 * p->place_seconds);
+        assert_true(p->wait_seconds <= p->place_seconds);
+        lplb_monitor_summary summary;
+        lplb_monitor_get(monitor, &summary, NULL);
+        assert_int_equal(summary.steps, STEPS);
+        assert_int_equal(summary.tokens, (int64_t)STEPS * B * 2 * L);
+        if (!i) assert_int_equal(summary.manager.moves, p->stats.moves);
+        if (!i) assert_true(fabs(summary.imbalance[3].mean - p->imbalance.mean) < 1e-9);
+        lplb_online_result_destroy(result);
+    }
+    lplb_monitor_destroy(monitor);
+    lplb_trace_destroy(trace);
+}
+
 static void test_command(void **state) {
     (void)state;
     char *dir = scratch_create();
@@ -247,6 +289,12 @@ static void test_command(void **state) {
     assert_int_equal(json_array_size(json_object_get(fixed, "moves")), 100);
     json_decref(document);
     free(page);
+    run_cli(&r, NULL, "replay", "--online", "--ranks", "4", "--redundant", "2", "--batch-tokens",
+            "64", "--policy", "manager", "--metrics-port", "0", "--step-ms", "5", path, NULL);
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.err, "metrics at http://127.0.0.1:"));
+    assert_non_null(strstr(r.out, "at 5 ms a step"));
+    run_free(&r);
     run_cli(&r, NULL, "replay", "--token-ns", "4", "--ranks", "4", path, NULL);
     assert_int_equal(r.code, 2);
     assert_non_null(strstr(r.err, "need --online"));
@@ -257,8 +305,11 @@ static void test_command(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_still),   cmocka_unit_test(test_periodic_eplb),
-        cmocka_unit_test(test_repeats), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_still),
+        cmocka_unit_test(test_periodic_eplb),
+        cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_waits_and_monitor),
         cmocka_unit_test(test_command),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

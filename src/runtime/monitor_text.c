@@ -39,10 +39,13 @@ static void put_manager(lplb__text *out, const lplb_monitor_summary *s) {
               (long long)m->skipped, (long long)m->refused, (long long)m->interval,
               m->pending ? ", one under way" : "", (long long)m->moves,
               (long long)m->layers_switched, (long long)m->loaded, (long long)m->move_failures);
-    lplb__put(out, "ranks      %d dead, %s; placing took %.3f s, steps waited %.3f s for it\n",
+    lplb__put(out,
+              "ranks      %d dead, %s; placing took %.3f s, %lld steps waited %.3f s for "
+              "it, %.3f s at most\n",
               m->dead_ranks,
               m->usable ? "every expert is served" : "NO MAPPING SERVES EVERY EXPERT",
-              (double)m->place_ns / 1e9, (double)m->wait_ns / 1e9);
+              (double)m->place_ns / 1e9, (long long)m->waits, (double)m->wait_ns / 1e9,
+              (double)m->longest_wait_ns / 1e9);
 }
 
 void lplb__monitor_put_text(const lplb_monitor_summary *s, lplb__text *out) {
