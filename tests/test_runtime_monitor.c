@@ -377,6 +377,16 @@ static void test_with_manager(void **state) {
     assert_int_equal(s.manager.steps, 100);
     assert_true(s.events[LPLB_EVENT_REQUEST] > 0);
     assert_int_equal(s.events[LPLB_EVENT_REQUEST], s.manager.requests);
+    /* Deaths show at once, not at the next step; figures nobody told are not zeros. */
+    uint8_t dead[G] = {1, 1, 1, 0};
+    assert_int_equal(lplb_manager_set_dead(manager, dead), LPLB_INFEASIBLE);
+    lplb_monitor_get(m, &s, NULL);
+    assert_true(s.manager.dead_ranks == 3 && !s.manager.usable);
+    static char text[1 << 16];
+    size_t bytes;
+    assert_int_equal(lplb_monitor_render(m, LPLB_MONITOR_TEXT, text, sizeof text, &bytes), LPLB_OK);
+    assert_non_null(strstr(text, "NO MAPPING SERVES EVERY EXPERT"));
+    assert_non_null(strstr(text, "no step has told its ranks' loads"));
     lplb_manager_destroy(manager);
     lplb_monitor_destroy(m);
 }

@@ -217,6 +217,13 @@ static lplb_status check_manager(const lplb_manager *m) {
                                           : LPLB_FAIL(LPLB_INVALID, "not a manager, or destroyed");
 }
 
+static void tell_figures(lplb_manager *m) {
+    if (!m->core->config.monitor) return;
+    lplb_manager_stats stats;
+    lplb_manager_get_stats(m, &stats);
+    lplb_monitor_manager(m->core->config.monitor, &stats);
+}
+
 lplb_status lplb_manager_create(const lplb_manager_config *config, lplb_manager **out) {
     *out = NULL;
     lplb_manager *m;
@@ -243,13 +250,6 @@ void lplb_manager_destroy(lplb_manager *m) {
     lplb__core_destroy(m->core);
     m->magic = 0;
     lplb__free(m);
-}
-
-static void tell_figures(lplb_manager *m) {
-    if (!m->core->config.monitor) return;
-    lplb_manager_stats stats;
-    lplb_manager_get_stats(m, &stats);
-    lplb_monitor_manager(m->core->config.monitor, &stats);
 }
 
 static lplb_status step(lplb_manager *m, int64_t at, lplb_stage stage, const int64_t *counts,
@@ -289,6 +289,7 @@ lplb_status lplb_manager_set_dead(lplb_manager *m, const uint8_t *dead) {
     LPLB_TRY(check_manager(m));
     lplb_status status = lplb__core_set_dead(m->core, dead);
     run_actions(m);
+    tell_figures(m);
     if (status == LPLB_OK || m->core->usable) return LPLB_OK; /* or repaired meanwhile */
     return lplb__describe_lost(m->core->lost, m->core->n_lost, m->core->slots_missing);
 }
@@ -304,6 +305,7 @@ lplb_status lplb_manager_reset(lplb_manager *m, const lplb_placement *placement)
     LPLB_TRY(check_manager(m));
     LPLB_TRY(lplb__core_reset(m->core, placement));
     run_actions(m);
+    tell_figures(m);
     return LPLB_OK;
 }
 
@@ -356,5 +358,6 @@ lplb_status lplb_manager_restore(lplb_manager *m, const void *buffer, size_t byt
     LPLB_TRY(lplb__core_unpack(m->core, buffer, bytes));
     m->core->told = m->core->n_events - 1;
     tell_events(m->core);
+    tell_figures(m);
     return LPLB_OK;
 }

@@ -61,14 +61,19 @@ void lplb__monitor_put_text(const lplb_monitor_summary *s, lplb__text *out) {
     put_spread_line(out, "  plan", &s->plan_s);
     put_spread_line(out, "  dispatch", &s->dispatch_s);
     put_spread_line(out, "  comm", &s->comm_s);
-    lplb__put(out, "imbalance  (max / mean)  balancedness\n");
-    for (int w = 0; w < LPLB_MONITOR_WINDOWS; w++)
+    bool known = s->imbalance[LPLB_MONITOR_WINDOWS - 1].mean > 0;
+    lplb__put(out, "imbalance  %s\n",
+              known ? "(max / mean)  balancedness" : "-  (no step has told its ranks' loads)");
+    for (int w = 0; known && w < LPLB_MONITOR_WINDOWS; w++)
         lplb__put(out, "  last %-5s %.3f  (%.3f to %.3f)  %.1f%%\n", window_names[w],
                   s->imbalance[w].mean, s->imbalance[w].min, s->imbalance[w].max,
                   100 * s->balancedness[w].mean);
-    lplb__put(out, "  worst layer ever %.3f\n", s->worst_imbalance);
-    lplb__put(out, "ranks      %d, utilisation %.1f%% (%.1f%% to %.1f%%)\n", s->ranks,
-              100 * s->utilisation.mean, 100 * s->utilisation.min, 100 * s->utilisation.max);
+    if (known)
+        lplb__put(out,
+                  "  worst layer ever %.3f\n"
+                  "ranks      %d, utilisation %.1f%% (%.1f%% to %.1f%%)\n",
+                  s->worst_imbalance, s->ranks, 100 * s->utilisation.mean, 100 * s->utilisation.min,
+                  100 * s->utilisation.max);
     lplb__put(out,
               "overhead   communication %.2f%%, planning %.2f%% of the steps' time; %lld "
               "tokens off their rank\n",
