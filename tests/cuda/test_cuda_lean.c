@@ -101,6 +101,37 @@ static void test_solve_sources(void) {
     }
 }
 
+/* Ranks in couples: each has its own experts, the next of its partner's after them. */
+static lplb_placement *couples(int32_t experts, int32_t slots, int32_t ranks) {
+    lplb_placement *placement = NULL;
+    int32_t each = slots / ranks, own = experts / ranks;
+    OK(lplb_placement_create(1, experts, slots, ranks, NULL, &placement));
+    for (int32_t r = 0; r < ranks; r++)
+        for (int32_t k = 0; k < each; k++)
+            placement->physical_to_logical[r * each + k] =
+                k < own ? r * own + k : (r ^ 1) * own + (k - own);
+    OK(lplb_placement_validate(placement));
+    return placement;
+}
+
+/* More experts than the block takes at a time. */
+static void test_solve_many_experts(void) {
+    world w;
+    results r;
+    world_create_on(couples(1280, 1312, 16), 2, 3000, &w);
+    results_create(&w, &r);
+    lplb_cuda_planner *planner = make_planner(&w, 0, 0);
+    lplb_cuda_problem problem = problem_with(&w, &r);
+    for (uint64_t seed = 1; seed < 4; seed++) {
+        world_draw(&w, seed);
+        OK(lplb_cuda_solve(planner, &problem, gpu_stream()));
+        check_results(&w, planner, &r, "many experts");
+    }
+    lplb_cuda_planner_destroy(planner);
+    results_destroy(&r);
+    world_destroy(&w);
+}
+
 static void test_solve_bad_counts(void) {
     static const struct {
         int64_t value;
@@ -239,19 +270,6 @@ static void test_bad_ids(void) {
 
 /* ---- placements that change under a graph ---- */
 
-/* As many experts, slots and ranks as cube4groups, in 16 groups of two ranks. */
-static lplb_placement *in_couples(const lplb_placement *from) {
-    lplb_placement *placement = NULL;
-    OK(lplb_placement_copy(from, &placement));
-    int32_t each = from->slots / from->ranks, own = from->experts / from->ranks;
-    for (int32_t r = 0; r < from->ranks; r++)
-        for (int32_t k = 0; k < each; k++)
-            placement->physical_to_logical[r * each + k] =
-                k < own ? r * own + k : (r ^ 1) * own + (k - own);
-    OK(lplb_placement_validate(placement));
-    return placement;
-}
-
 /* One graph of a plan and a small step; pairs, no pairs, more groups than the graph has warps. */
 static void test_update(void) {
     enum { IDS = 900, PLACEMENTS = 3 };
@@ -261,7 +279,8 @@ static void test_update(void) {
     cudaStream_t stream = gpu_stream();
     world_create("cube4groups", 0, 1, IDS, &w[0]);
     world_create_on(with_triples(w[0].placement), 1, IDS, &w[1]);
-    world_create_on(in_couples(w[0].placement), 1, IDS, &w[2]);
+    const lplb_placement *like = w[0].placement; /* in 16 groups of two ranks: */
+    world_create_on(couples(like->experts, like->slots, like->ranks), 1, IDS, &w[2]);
     for (int k = 0; k < PLACEMENTS; k++) world_draw(&w[k], 1);
     for (int first = 0; first < PLACEMENTS; first++) {
         results_create(&w[0], &r);
@@ -290,6 +309,7 @@ static void test_update(void) {
 
 int main(int argc, char **argv) {
     const gpu_test tests[] = {{"solve_sources", test_solve_sources},
+                              {"solve_many_experts", test_solve_many_experts},
                               {"solve_bad_counts", test_solve_bad_counts},
                               {"run_small", test_run_small},
                               {"number_of_ids_on_the_device", test_number_of_ids_on_the_device},
