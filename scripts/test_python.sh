@@ -29,8 +29,9 @@ if version=$("$python" -c 'import torch; print(torch.__version__)' 2>/dev/null);
 else
     echo "---- torch is not there: its tests were left out"
 fi
-scripts/wheel.sh "$log.wheel" "$python" -C build-dir="$build/wheel" -C cmake.build-type=Debug \
-    -C cmake.define.LPLB_CUDA=OFF || failed=1
+scripts/wheel.sh "$log.wheel" "$python" --config-settings build-dir="$build/wheel" \
+    --config-settings cmake.build-type=Debug --config-settings cmake.define.LPLB_CUDA=OFF ||
+    failed=1
 if [ -d "$log.wheel/site" ]; then
     unset LPLB_LIBRARY
     LPLB_TEST_INSTALLED=1 PYTHONPATH=$log.wheel/site run "the wheel, installed" \
