@@ -2,7 +2,7 @@
 a skewed layer gain, what happens when a rank dies. One command, below ten minutes:
 
     make bench-node RANKS=8
-    python3 bench/python/bench_node.py --ranks 8 [--cpu] [--quick] [--out FOLDER]
+    python3 bench/python/bench_node.py --ranks 8 [--cpu] [--quick] [--only PART ...] [--out FOLDER]
 
 Without GPUs (or with --cpu) the ranks share counts of CPU ids over shared memory and gloo. With
 fewer GPUs than ranks, processes share GPUs: everything is checked, but such times say nothing and
@@ -102,7 +102,11 @@ def measure(runner, ranks, gpus, options):
     form = "CPUs" if cpu else "GPUs" if alone else f"{ranks} processes on {gpus} GPUs"
     sections = ["equal", "step"] + (["layer", "hot"] if cpu or alone else [])
     sections += ["late"] if ranks > 1 else []
+    if options.only:
+        sections = [section for section in sections if section in options.only]
     runner.run(form, ranks, sections, 400, cpu=cpu, steps=steps, small=small)
+    if options.only:
+        return
     if ranks > 1:
         transports = ["p2p", "nvshmem", "nccl", "torch"] if alone else ["p2p"]
         for transport in ["shm"] if cpu else transports:
@@ -182,6 +186,8 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="of real routing a placement")
     parser.add_argument("--quick", action="store_true", help="a small layer")
     parser.add_argument("--one-form", action="store_true", help="not the forms with 8 processes")
+    parser.add_argument("--only", nargs="+", choices=["equal", "step", "layer", "hot", "late"],
+                        help="these parts of the first form")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench-node")
     options = parser.parse_args()
     if options.ranks < 1 or 64 % options.ranks or options.steps < 0:

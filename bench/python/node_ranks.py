@@ -489,8 +489,16 @@ def fullest(world, slots, ranks):
     return per_rank.max() / per_rank.mean()
 
 
+def reserve_memory(world):
+    """One block for PyTorch's allocator to split: batches ask for ever new sizes, and cudaMalloc of
+    memory that all GPUs of a node map takes milliseconds."""
+    if world.gpu:
+        torch.empty(torch.cuda.mem_get_info()[0] // 2, dtype=torch.uint8, device=world.device)
+
+
 def measure_layer(world, draws, experts, copies, history, shape):
     """Layer time with each placement and split; draws: a list of ids, int64 [T][K] of this rank."""
+    reserve_memory(world)
     hidden, inner = shape
     ranks, topk = world.size, draws[0].shape[1]
     r2o = topology(ranks)

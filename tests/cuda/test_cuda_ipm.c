@@ -137,7 +137,7 @@ static void compare(both *b, const plan_instance *instance, const lplb_ipm_optio
     CHECK(abs(report.sweeps - plan.sweeps) <= 1 + plan.sweeps / 4,
           "%s: %d iterations, the CPU's %d", what, report.sweeps, plan.sweeps);
     double objective = plan.bound * (1 + plan.ipm_gap);
-    double tolerance = options->published ? 1e-3 : 1e-7;
+    double tolerance = options->published ? 5e-3 : 1e-7; /* as of the shares below */
     CHECK(fabs(report.ipm_objective - objective) <= tolerance * objective,
           "%s: objective %.17g, the CPU's %.17g", what, report.ipm_objective, objective);
     if (options->iterations || options->published)
