@@ -439,7 +439,13 @@ static lplb_status do_what_is_asked(run *r) {
         if (r->leader) memory_print(&r->memory, r->world->size, o->json, stdout);
         return LPLB_OK;
     }
-    if (*o->export_to) return weights_save(r->trainer, o->export_to);
+    if (*o->export_to) {
+        LPLB_TRY(weights_save(r->trainer, o->export_to));
+        if (r->leader && !o->json)
+            printf("weights after step %lld of %s: %s\n", (long long)r->trainer->step,
+                   o->checkpoint, o->export_to);
+        return LPLB_OK;
+    }
     if (*o->generate)
         return generate_text(r->trainer, o->generate, o->generate_bytes, o->temperature,
                              o->trainer.seed, stdout);
