@@ -147,8 +147,8 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     if (blocks == 1) blocks = 0; /* it shares with none */
     int64_t block = take(&p->bytes, s->tables.bytes, 1);
     int64_t memory = take(&p->bytes, 1, sizeof(lplb__cuda_memory));
-    int64_t words = take(&p->bytes, blocks * E, sizeof(uint64_t));
-    int64_t sums = take(&p->bytes, blocks * E, 2 * sizeof(uint64_t));
+    int64_t words = take(&p->bytes, 2 * blocks * E, sizeof(uint64_t));
+    int64_t totals = take(&p->bytes, blocks ? LPLB__CUDA_TOTAL_WORDS(E) : 0, sizeof(uint64_t));
     int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
     int64_t between = take(&p->bytes, s->solver == LPLB_SOLVER_IPM ? E + P : 0, sizeof(int64_t));
     int64_t local = take(&p->bytes, p->local.n, sizeof(int32_t));
@@ -159,7 +159,7 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     s->lean.groups = lplb__cuda_lean_groups(s->ranks);
     s->memory = (lplb__cuda_memory *)(p->memory + memory);
     s->words = (uint64_t *)(p->memory + words);
-    s->sums = (struct word_pair *)(p->memory + sums);
+    s->totals = (uint64_t *)(p->memory + totals);
     s->cached = (int64_t *)(p->memory + cached);
     p->ipm.counts = (int64_t *)(p->memory + between);
     p->ipm.split = p->ipm.counts + E;

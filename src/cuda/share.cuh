@@ -1,10 +1,11 @@
 /* From the counts of the blocks to the counts of the step: what each block needs are all counts, to
  * plan, and those of the blocks before it, to number its ids.
  *
- * Every expert has a block that adds up: the others send it their counts, it sends each of them the
- * expert's count in all blocks and in those before. Both ways go through device memory by words
- * that carry the step's epoch beside the number, so that nothing needs a flag, a fence or a barrier
- * of the grid, and each block reads and writes only as much as there are experts. */
+ * The first are waited for, so each block adds its own to a sum in device memory that also counts
+ * who has added: one way to memory and back. The second have time until the plan is there: every
+ * expert has a block that is sent all blocks' counts and sends back sums. Words carry their own
+ * flags, the number of blocks or the step's epoch beside the count, so that nothing needs a fence
+ * or a barrier of the grid. */
 #ifndef LPLB_CUDA_SHARE_CUH
 #define LPLB_CUDA_SHARE_CUH
 
@@ -18,9 +19,22 @@ DEVICE bool is_of_epoch(uint64_t word, uint32_t epoch) { return (uint32_t)(word 
 DEVICE uint64_t *counts_of_blocks(const step &a, int32_t e) {
     return a.words + (int64_t)e * a.blocks;
 }
-/* What a block gets of an expert: its count in all blocks, and in those before this one. */
-DEVICE word_pair *sums_of_block(const step &a, int32_t block, int32_t e) {
-    return a.sums + (int64_t)block * a.experts + e;
+/* What a block gets of an expert: its count in the blocks before. */
+DEVICE uint64_t *sum_of_block(const step &a, int32_t block, int32_t e) {
+    return a.words + (int64_t)a.experts * a.blocks + (int64_t)block * a.experts + e;
+}
+/* Blocks << 32 | their ids of an expert. Every other step has the same words; in between they are
+ * cleared. A sector of 32 bytes has a line of its own, for all blocks add to them at once. */
+DEVICE uint64_t *total_word(const step &a, uint32_t epoch, int32_t e) {
+    int32_t half = LPLB__CUDA_TOTAL_WORDS(a.experts) / 2;
+    return a.totals + (epoch & 1 ? half : 0) + (e >> 2) * 16 + (e & 3);
+}
+
+/* The part of the experts that is this block's: part of them from begin on. */
+DEVICE int32_t part_of_blocks(const step &a) { return (a.experts + a.blocks - 1) / a.blocks; }
+DEVICE bool is_of_block(const step &a, int32_t e) {
+    int32_t part = part_of_blocks(a), begin = part * block_index();
+    return e >= begin && e < begin + part;
 }
 
 /* Before another look at words that are not there yet; false, after the timeout: they are taken as
@@ -84,50 +98,58 @@ DEVICE void add_up_blocks(const step &a, uint32_t epoch, const block_sums &s, in
         if (lane >= d) total += others;
     }
     before = total - before;
-    total = shuffle(total, lane_index() | (s.lanes - 1));
 #pragma unroll
     for (int k = 0; k < MOST; k++) {
         if (k >= n) break;
-        store_words(sums_of_block(a, s.first + k, e),
-                    word_pair{word_of(epoch, total), word_of(epoch, before)});
+        store_word(sum_of_block(a, s.first + k, e), word_of(epoch, before));
         before += (uint32_t)value[k];
     }
-    if (shares_with_peers(a) && e >= 0) push_count(a, e, total, lane, s.lanes);
 }
 
-/* This block's part of the experts. Warp by warp: those that plan have nothing else to do yet. */
-DEVICE void add_up_part(const step &a, uint32_t epoch) {
-    int32_t part = (a.experts + a.blocks - 1) / a.blocks, begin = part * block_index();
-    int32_t end = smaller(begin + part, a.experts), warps = block_threads() / 32;
+/* A word of this epoch, or 0 after the timeout. */
+DEVICE uint32_t await_word(const step &a, uint32_t epoch, const uint64_t *word) {
+    uint64_t value = load_word(word), since = 0;
+    uint32_t looks = 0;
+    ROLLED
+    while (!is_of_epoch(value, epoch)) {
+        if (!look_once_more(a, &looks, &since)) return 0;
+        value = load_word(word);
+    }
+    return (uint32_t)value;
+}
+
+/* base [E] of the blocks before this one. By the warps that look after ids, while the others plan;
+ * each thread may then read those from its own number on. */
+DEVICE void number_blocks(const step &a, const id_range &range) {
+    uint32_t epoch = state_of(a)->epoch;
+    int32_t part = part_of_blocks(a), begin = part * block_index();
+    int32_t end = smaller(begin + part, a.experts), warps = range.threads / 32;
     block_sums s = sums_of_lane(a);
     int32_t groups = 32 / s.lanes, group = lane_index() / s.lanes;
     ROLLED
-    for (int32_t e = begin + warp_index() * groups; e < end; e += warps * groups)
+    for (int32_t e = begin + range.warp * groups; e < end; e += warps * groups)
         add_up_blocks(a, epoch, s, e + group < end ? e + group : -1);
+    ROLLED
+    for (int32_t e = range.warp * 32 + lane_index(); e < a.experts; e += range.threads)
+        shared_array(a, base, uint32_t)[e] =
+            await_word(a, epoch, sum_of_block(a, block_index(), e));
 }
 
-/* mine and base of an expert, which another block has added up. */
-DEVICE void take_sums(const step &a, uint32_t epoch, int32_t e) {
-    const word_pair *words = sums_of_block(a, block_index(), e);
-    word_pair sums;
-    uint64_t since = 0;
-    uint32_t looks = 0;
-    ROLLED
-    for (;;) {
-        sums = load_words(words);
-        if (is_of_epoch(sums.first, epoch) && is_of_epoch(sums.second, epoch)) break;
-        if (look_once_more(a, &looks, &since)) continue;
-        sums = word_pair{0, 0};
-        break;
-    }
-    shared_array(a, mine, int32_t)[e] = (int32_t)(uint32_t)sums.first;
-    shared_array(a, base, uint32_t)[e] = (uint32_t)sums.second;
+/* mine of an expert, once all blocks have added to it; 0 after the timeout. */
+DEVICE void take_total(const step &a, uint32_t epoch, int32_t e) {
+    uint32_t total =
+        await_word(a, (uint32_t)a.blocks, total_word(a, epoch, e)); /* as if it were its epoch */
+    shared_array(a, mine, int32_t)[e] = (int32_t)total;
+    if (!is_of_block(a, e)) return;
+    store_word(total_word(a, epoch + 1, e), 0);
+    if (shares_with_peers(a)) push_count(a, e, total, 0, 1);
 }
 
 /* The block's count of an expert, to where it is added up. */
 DEVICE void hand_over(const step &a, uint32_t epoch, int32_t e, uint32_t count) {
     if (e >= a.experts) return;
     if (a.blocks > 1) {
+        atomic_add(total_word(a, epoch, e), word_of(1, count));
         store_word(counts_of_blocks(a, e) + block_index(), word_of(epoch, count));
         return;
     }
@@ -174,8 +196,8 @@ DEVICE_CALL void take_own_counts(const step &a) {
     }
 }
 
-/* mine [E] of the step, base [E] of the blocks before this one; afterwards each thread may read
- * those from first_expert on in steps of the block's threads. */
+/* mine [E] of the step; afterwards each thread may read those from first_expert on in steps of the
+ * block's threads. */
 DEVICE void share_counts(const step &a, const id_range &range) {
     uint32_t epoch = state_of(a)->epoch;
     if (shares_with_peers(a)) push_tag(a);
@@ -187,10 +209,9 @@ DEVICE void share_counts(const step &a, const id_range &range) {
         if (a.own_counts) take_own_counts(a);
         if (shares_with_peers(a)) push_counts(a);
     } else {
-        add_up_part(a, epoch);
         ROLLED
         for (int32_t e = first_expert(a); e < a.experts; e += block_threads())
-            take_sums(a, epoch, e);
+            take_total(a, epoch, e);
         advance_epoch(a, epoch);
     }
 }

@@ -25,10 +25,6 @@
 
 extern __shared__ __align__(16) unsigned char lplb_shared[];
 
-typedef struct alignas(16) word_pair {
-    uint64_t first, second;
-} word_pair;
-
 DEVICE unsigned char *shared_memory() { return lplb_shared; }
 DEVICE int thread_index() { return (int)threadIdx.x; }
 DEVICE int block_threads() { return (int)blockDim.x; }
@@ -147,20 +143,6 @@ DEVICE uint64_t load_word(const uint64_t *word) {
 }
 DEVICE void store_word(uint64_t *word, uint64_t value) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
-}
-/* Two words side by side, each whole by itself. */
-DEVICE word_pair load_words(const word_pair *words) {
-    word_pair value;
-    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-                 : "=l"(value.first), "=l"(value.second)
-                 : "l"(words)
-                 : "memory");
-    return value;
-}
-DEVICE void store_words(word_pair *words, word_pair value) {
-    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(words), "l"(value.first),
-                 "l"(value.second)
-                 : "memory");
 }
 /* The same for words that other devices write or read. */
 DEVICE uint64_t load_peer_word(const uint64_t *word) {

@@ -243,6 +243,7 @@ DEVICE void run_step(const step &a) {
     stamp(a, 4);
     if (maps || (first && solves)) {
         find_split(a, range);
+        if (maps && a.blocks > 1 && range.warp >= 0) number_blocks(a, range);
         block_barrier();
         stamp(a, 7);
         if (maps && range.warp >= 0) map_ids(a, range);

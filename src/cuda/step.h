@@ -34,6 +34,9 @@ enum { LPLB__CUDA_MAX_BLOCKS = 160 };
 #define LPLB__CUDA_SEEN_STRIDE(experts)   (((experts) + 4) & ~3)
 #define LPLB__CUDA_NUMBER_STRIDE(experts) (((experts) + 8) & ~7)
 
+/* Words of all blocks' counts, for two steps: four experts to a line of 16 words. */
+#define LPLB__CUDA_TOTAL_WORDS(experts) (2 * 16 * (((experts) + 3) / 4))
+
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
@@ -154,9 +157,9 @@ typedef struct lplb__cuda_step {
     const unsigned char *block; /* the tables */
     lplb__cuda_tables tables;
     lplb__cuda_shared shared;
-    uint64_t *words;        /* [E][blocks] counts that carry their epoch */
-    struct word_pair *sums; /* [blocks][E] the same of several blocks (share.cuh) */
-    int64_t *cached;        /* [2][E+P] counts and split of the cached plan */
+    uint64_t *words;  /* [E][blocks], [blocks][E] counts that carry their epoch (share.cuh) */
+    uint64_t *totals; /* [TOTAL_WORDS] */
+    int64_t *cached;  /* [2][E+P] counts and split of the cached plan */
     int32_t blocks;
     int32_t solver;
     int64_t tolerance; /* fixed point, 0 = none */

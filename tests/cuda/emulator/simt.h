@@ -16,10 +16,6 @@
 #define LPLB__CUDA_IPM_BOUNDS
 #define LPLB__CUDA_CONSTANT
 
-typedef struct alignas(16) word_pair {
-    uint64_t first, second;
-} word_pair;
-
 struct emulated_warp {
     uint64_t turns; /* completed collectives */
     uint64_t value[2][32];
@@ -131,8 +127,6 @@ DEVICE void send_quad(void *shared, const void *global) { memcpy(shared, global,
 DEVICE void await_quads() {}
 DEVICE uint64_t load_word(const uint64_t *word) { return *word; }
 DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
-DEVICE word_pair load_words(const word_pair *words) { return *words; }
-DEVICE void store_words(word_pair *words, word_pair value) { *words = value; }
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
