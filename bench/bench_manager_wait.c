@@ -39,14 +39,17 @@ static void nap(int64_t ns) {
     while (nanosleep(&left, &left)) continue;
 }
 
+static const char *const lates[] = {"wait", "postpone"};
+
 /* Steps of step_us with the manager between them. */
-static void run(int even_split, int64_t step_us, int json, int first) {
+static void run(int even_split, int64_t step_us, lplb_late late, int json, int first) {
     lplb_manager_config config = {.struct_size = sizeof config,
                                   .layers = L,
                                   .experts = E,
                                   .ranks = G,
                                   .slots = P,
                                   .algorithm = LPLB_PLACE_SEARCH,
+                                  .late = late,
                                   .even_split = even_split};
     lplb_manager *manager;
     check(lplb_manager_create(&config, &manager));
@@ -63,14 +66,15 @@ static void run(int even_split, int64_t step_us, int json, int first) {
     lplb_manager_get_stats(manager, &s);
     lplb_manager_destroy(manager);
     if (json)
-        printf("%s{\"split\":\"%s\",\"step_us\":%lld,\"waited_ms\":%.1f,\"longest_ms\":%.1f,"
+        printf("%s{\"split\":\"%s\",\"late\":\"%s\",\"step_us\":%lld,\"waited_ms\":%.1f,\"longest_"
+               "ms\":%.1f,"
                "\"place_ms\":%.1f,\"requests\":%lld,\"moves\":%lld}",
-               first ? "" : ",", even_split ? "even" : "exact", (long long)step_us,
+               first ? "" : ",", even_split ? "even" : "exact", lates[late], (long long)step_us,
                (double)s.wait_ns / 1e6, (double)longest / 1e6, (double)s.place_ns / 1e6,
                (long long)s.requests, (long long)s.moves);
     else
-        printf("%-6s %8.1f %10.1f %12.1f %10.1f %9lld %8lld\n", even_split ? "even" : "exact",
-               (double)step_us / 1e3, (double)s.wait_ns / 1e6, (double)longest / 1e6,
+        printf("%-6s %-8s %8.1f %10.1f %12.1f %10.1f %9lld %8lld\n", even_split ? "even" : "exact",
+               lates[late], (double)step_us / 1e3, (double)s.wait_ns / 1e6, (double)longest / 1e6,
                (double)s.place_ns / 1e6, (long long)s.requests, (long long)s.moves);
 }
 
@@ -84,10 +88,14 @@ int main(int argc, char **argv) {
     draw_batches();
     if (json) printf("{\"schema\":\"lplb.bench_manager_wait/1\",\"steps\":%d,\"cases\":[", STEPS);
     else
-        printf("%d layers of %d slots, %d steps\n%-6s %8s %10s %12s %10s %9s %8s\n", L, P, STEPS,
-               "split", "step ms", "waited ms", "longest ms", "place ms", "requests", "moves");
-    for (int even = 1; even >= 0; even--)
-        for (int i = 0; i < 4; i++) run(even, step_us[i], json, even && !i);
+        printf("%d layers of %d slots, %d steps\n%-6s %-8s %8s %10s %12s %10s %9s %8s\n", L, P,
+               STEPS, "split", "late", "step ms", "waited ms", "longest ms", "place ms", "requests",
+               "moves");
+    for (int even = 1; even >= 0; even--) {
+        for (int i = 0; i < 4; i++) run(even, step_us[i], LPLB_LATE_WAIT, json, even && !i);
+        run(even, 500, LPLB_LATE_POSTPONE, json, 0);
+        run(even, 0, LPLB_LATE_POSTPONE, json, 0);
+    }
     if (json) printf("]}\n");
     return 0;
 }
