@@ -25,15 +25,16 @@ __all__ = ["Balance", "move_weights", "routing_map", "sum_replica_gradients", "t
 # ---- the planner inside a model -----------------------------------------------------------------
 
 _planners: weakref.WeakValueDictionary[str, Planner] = weakref.WeakValueDictionary()
-# torch.compile keeps an operator of torch.library whole instead of breaking the graph at it.
-_HAS_OPS = hasattr(getattr(torch, "library", None), "custom_op")
+# torch.compile keeps a registered operator whole instead of breaking the graph at it.
+_operators = getattr(torch, "library", None)
+_HAS_OPS = hasattr(_operators, "custom_op")
 
 if _HAS_OPS:
     # A step is more than its output: it takes part in an exchange that all ranks must make equally
     # often. The counter, to which it adds, says so to the compiler, which may then neither drop a
     # call whose ids nobody reads, nor run two equal ones as one, nor change their order.
 
-    @torch.library.custom_op(
+    @_operators.custom_op(
         "lplb::run", mutates_args=("counter",),
         schema="(Tensor idx, Tensor(a!) counter, str planner, bool locality) -> Tensor")
     def _run(idx: torch.Tensor, counter: torch.Tensor, planner: str, locality: bool

@@ -14,7 +14,7 @@ typedef struct nccl_comm nccl_comm;
 enum { NCCL_INT64 = 4 };
 
 typedef struct nccl_functions {
-    void *library;
+    void *handle;
     int (*GetVersion)(int *version);
     int (*GetUniqueId)(nccl_id *id);
     int (*CommInitRank)(nccl_comm **comm, int ranks, nccl_id id, int rank);
@@ -28,8 +28,8 @@ typedef struct nccl_functions {
 /* Never unloaded: the framework that brought it may go on using it. */
 static nccl_functions nccl;
 
-static lplb_status find(void *library, const char *name, void *function) {
-    void *symbol = dlsym(library, name);
+static lplb_status find(void *handle, const char *name, void *function) {
+    void *symbol = dlsym(handle, name);
     if (!symbol) return LPLB_FAIL(LPLB_UNSUPPORTED, "the NCCL library has no %s", name);
     memcpy(function, &symbol, sizeof symbol); /* C has no cast from object to function pointers */
     return LPLB_OK;
@@ -37,20 +37,20 @@ static lplb_status find(void *library, const char *name, void *function) {
 
 lplb_status lplb__nccl_load(int *version) {
     const char *named = getenv("LPLB_NCCL_LIBRARY"), *name = named ? named : "libnccl.so.2";
-    if (!nccl.library) {
-        nccl_functions found = {.library = dlopen(name, RTLD_NOW | RTLD_LOCAL)};
-        if (!found.library)
+    if (!nccl.handle) {
+        nccl_functions found = {.handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)};
+        if (!found.handle)
             return LPLB_FAIL(LPLB_UNSUPPORTED,
                              "NCCL is not there (%s): install it, or name the file in "
                              "LPLB_NCCL_LIBRARY",
                              dlerror());
-        LPLB_TRY(find(found.library, "ncclGetVersion", &found.GetVersion));
-        LPLB_TRY(find(found.library, "ncclGetUniqueId", &found.GetUniqueId));
-        LPLB_TRY(find(found.library, "ncclCommInitRank", &found.CommInitRank));
-        LPLB_TRY(find(found.library, "ncclAllGather", &found.AllGather));
-        LPLB_TRY(find(found.library, "ncclCommDestroy", &found.CommDestroy));
-        LPLB_TRY(find(found.library, "ncclCommAbort", &found.CommAbort));
-        LPLB_TRY(find(found.library, "ncclGetErrorString", &found.GetErrorString));
+        LPLB_TRY(find(found.handle, "ncclGetVersion", &found.GetVersion));
+        LPLB_TRY(find(found.handle, "ncclGetUniqueId", &found.GetUniqueId));
+        LPLB_TRY(find(found.handle, "ncclCommInitRank", &found.CommInitRank));
+        LPLB_TRY(find(found.handle, "ncclAllGather", &found.AllGather));
+        LPLB_TRY(find(found.handle, "ncclCommDestroy", &found.CommDestroy));
+        LPLB_TRY(find(found.handle, "ncclCommAbort", &found.CommAbort));
+        LPLB_TRY(find(found.handle, "ncclGetErrorString", &found.GetErrorString));
         nccl = found;
     }
     *version = 0;

@@ -38,7 +38,7 @@ _Static_assert(sizeof(init_arguments) == 128 && sizeof(init_attributes) == 144, 
 #define VERSION_1(type) ((1 << 16) + (int)sizeof(type))
 
 typedef struct nvshmem_functions {
-    void *library;
+    void *handle;
     int (*get_uniqueid)(unique_id *id);
     int (*set_uniqueid)(int rank, int ranks, const unique_id *id, init_attributes *attributes);
     int (*init)(unsigned flags, init_attributes *attributes);
@@ -53,8 +53,8 @@ typedef struct nvshmem_functions {
 /* Never unloaded, never finalised: the program may use it too, and ending is collective. */
 static nvshmem_functions nvshmem;
 
-static lplb_status find(void *library, const char *name, void *function) {
-    void *symbol = dlsym(library, name);
+static lplb_status find(void *handle, const char *name, void *function) {
+    void *symbol = dlsym(handle, name);
     if (!symbol) return LPLB_FAIL(LPLB_UNSUPPORTED, "the NVSHMEM library has no %s", name);
     memcpy(function, &symbol, sizeof symbol); /* C has no cast from object to function pointers */
     return LPLB_OK;
@@ -62,24 +62,24 @@ static lplb_status find(void *library, const char *name, void *function) {
 
 static lplb_status load(void) {
     const char *named = getenv("LPLB_NVSHMEM_LIBRARY"), *name = named;
-    if (nvshmem.library) return LPLB_OK;
+    if (nvshmem.handle) return LPLB_OK;
     if (!name) name = "libnvshmem_host.so.3";
-    nvshmem_functions found = {.library = dlopen(name, RTLD_NOW | RTLD_GLOBAL)};
-    if (!found.library)
+    nvshmem_functions found = {.handle = dlopen(name, RTLD_NOW | RTLD_GLOBAL)};
+    if (!found.handle)
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "NVSHMEM 3 is not there (%s): install it (pip install "
                          "nvidia-nvshmem-cu13, or -cu12), or name the file in "
                          "LPLB_NVSHMEM_LIBRARY",
                          dlerror());
-    LPLB_TRY(find(found.library, "nvshmemx_get_uniqueid", &found.get_uniqueid));
-    LPLB_TRY(find(found.library, "nvshmemx_set_attr_uniqueid_args", &found.set_uniqueid));
-    LPLB_TRY(find(found.library, "nvshmemx_hostlib_init_attr", &found.init));
-    LPLB_TRY(find(found.library, "nvshmemx_init_status", &found.init_status));
-    LPLB_TRY(find(found.library, "nvshmem_my_pe", &found.my_pe));
-    LPLB_TRY(find(found.library, "nvshmem_n_pes", &found.n_pes));
-    LPLB_TRY(find(found.library, "nvshmem_malloc", &found.malloc));
-    LPLB_TRY(find(found.library, "nvshmem_ptr", &found.ptr));
-    LPLB_TRY(find(found.library, "nvshmemx_putmem_on_stream", &found.put_on_stream));
+    LPLB_TRY(find(found.handle, "nvshmemx_get_uniqueid", &found.get_uniqueid));
+    LPLB_TRY(find(found.handle, "nvshmemx_set_attr_uniqueid_args", &found.set_uniqueid));
+    LPLB_TRY(find(found.handle, "nvshmemx_hostlib_init_attr", &found.init));
+    LPLB_TRY(find(found.handle, "nvshmemx_init_status", &found.init_status));
+    LPLB_TRY(find(found.handle, "nvshmem_my_pe", &found.my_pe));
+    LPLB_TRY(find(found.handle, "nvshmem_n_pes", &found.n_pes));
+    LPLB_TRY(find(found.handle, "nvshmem_malloc", &found.malloc));
+    LPLB_TRY(find(found.handle, "nvshmem_ptr", &found.ptr));
+    LPLB_TRY(find(found.handle, "nvshmemx_putmem_on_stream", &found.put_on_stream));
     nvshmem = found;
     return LPLB_OK;
 }
