@@ -18,7 +18,7 @@ typedef struct lplb_advise_config {
     int32_t nodes;          /* 0 = 1 */
     int64_t batch_tokens;   /* tokens of a served batch; 0 = 4096; 0 too for counts of many steps */
     int32_t topk;           /* for one sum of counts, which does not say; 0 = 8 */
-    int32_t most_redundant; /* slots a rank to try; 0 = experts a rank, at most 8 */
+    int32_t most_redundant; /* slots a rank to try; 0 = experts a rank, 4 to 8 */
     int64_t expert_bytes;   /* 0 = unknown */
     double token_ns;        /* time that one selection costs its rank; 0 = unknown: no break-even */
     double plan_us;         /* of one layer where it would run; 0 = measured here, on one core */

@@ -35,8 +35,9 @@ class LostExperts(c.InputError):
 
     experts: every (layer, expert) without a copy as a Move with the slot and rank to load it into
     from a checkpoint (slot and rank -1 where slots are missing, source_rank -1); missing_slots:
-    live slots lacking for one copy of every expert, of each layer; placement: the one that is valid
-    once they are loaded, None where slots are missing or when the manager raises it.
+    live slots that a layer lacks for one copy of every expert (equally many in all layers);
+    placement: the one that is valid once they are loaded, None where slots are missing or when the
+    manager raises it (keep manager.placement, and recover(kept, dead) has it).
     """
 
     def __init__(self, status: int, message: str, experts: list[Move], missing_slots: int,
@@ -56,6 +57,8 @@ def moves_of(moves: Any, n: int) -> list[Move]:
 
 def _dead(ranks: Sequence[int], count: int) -> np.ndarray:
     dead = np.zeros(count, np.uint8)
+    if isinstance(ranks, (int, np.integer)):
+        raise c.bad(f"dead ranks are a list, such as [{ranks}]")
     for r in ranks:
         if not 0 <= r < count:
             raise c.bad(f"dead rank {r} is outside [0, {count})", c.RANGE)

@@ -275,8 +275,17 @@ class _Saved(_Handle):
 # ---- trackers ------------------------------------------------------------------------------------
 
 
+def _check_options(what: str, config: type[ctypes.Structure], options: dict[str, Any],
+                   own: set[str]) -> None:
+    """ctypes would keep a misspelt name as an attribute of its own."""
+    for name in options:
+        if name in own or name not in {field for field, *_ in config._fields_}:
+            raise c.bad(f"the {what} has no option '{name}'")
+
+
 def _tracker_config(layers: int, experts: int, kind: str, options: dict[str, Any]
                     ) -> _TrackerConfig:
+    _check_options("tracker", _TrackerConfig, options, {"struct_size", "kind"})
     return _TrackerConfig(ctypes.sizeof(_TrackerConfig), _one_of("tracker", kind, _KINDS), layers,
                           experts, **options)
 
@@ -388,6 +397,7 @@ class Forecaster(_Saved):
 
     def __init__(self, layers: int, experts: int, **options: Any) -> None:
         self.layers, self.experts = layers, experts
+        _check_options("forecaster", _ForecasterConfig, options, {"struct_size"})
         self._make(_ForecasterConfig(0, layers, experts, **options))
 
     def update(self, counts: Array) -> None:
@@ -497,10 +507,7 @@ class Manager(_Saved):
                  discard: Callable[[int], Any] | None = None,
                  event: Callable[[Event], Any] | None = None,
                  place: Callable[[PlaceRequest], Array] | None = None, **options: Any) -> None:
-        known = {name for name, *_ in _ManagerConfig._fields_} - {"struct_size", "hooks"}
-        for name in options:
-            if name not in known:
-                raise c.bad(f"the manager has no option '{name}'")
+        _check_options("manager", _ManagerConfig, options, {"struct_size", "hooks"})
         self.layers, self.experts, self.ranks, self.slots = layers, experts, ranks, slots
         self._monitor = monitor  # outlives the manager
         config = _ManagerConfig(layers=layers, experts=experts, ranks=ranks, slots=slots,
@@ -510,6 +517,7 @@ class Manager(_Saved):
         if tracker != "ewma" or tracker_options:
             config.tracker = _tracker_config(layers, experts, tracker, tracker_options or {})
         if forecaster is not None:
+            _check_options("forecaster", _ForecasterConfig, forecaster, {"struct_size"})
             season = _ForecasterConfig(ctypes.sizeof(_ForecasterConfig), layers, experts,
                                        **forecaster)
             config.forecaster = ctypes.addressof(season)
@@ -616,15 +624,18 @@ class Manager(_Saved):
 
     def lost(self) -> tuple[list[Move], int]:
         """While no mapping serves every expert: the experts without a copy, each with the slot and
-        rank to load it into (-1 when slots are missing), and the slots missing in each layer."""
+        rank to load it into (-1 when slots are missing), and the slots missing in a layer (equally
+        many in all)."""
         moves, missing = POINTER(c.Move)(), c_int32()
         n = self._call("lost", self._handle, ctypes.byref(moves), ctypes.byref(missing))
         return moves_of(moves, n), missing.value
 
     def reset(self, placement: Placement) -> None:
         """The host has brought the weights to this mapping by its own means, such as a checkpoint
-        loaded anew (`LostExperts.placement`): it is in force, what was under way is dropped. Every
-        rank calls it between the same steps."""
+        loaded anew (`recover` makes one): it is in force, what was under way is dropped. Every rank
+        calls it between the same steps."""
+        if not isinstance(placement, Placement):
+            raise c.bad(f"reset takes a Placement, not {type(placement).__name__}")
         c.check(self._call("reset", self._handle, placement._handle))
 
     @property

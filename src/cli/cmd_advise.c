@@ -22,7 +22,7 @@ static const char help[] =
     "  --stage NAME=LOAD     advise each stage on its own (prefill=..., decode=...)\n"
     "  --batch-tokens B      tokens of a served batch (default 4096)\n"
     "  --topk K              selections a token, where LOAD holds counts (default 8)\n"
-    "  --most-redundant D    slots a rank to try (default: experts a rank, at most 8)\n"
+    "  --most-redundant D    slots a rank to try (default: experts a rank, 4 to 8)\n"
     "  --expert-bytes N      weights of one expert of one layer, for the memory\n"
     "  --token-ns X          time that one selection costs its rank, for the break-even\n"
     "  --plan-us X           time of one layer's plan (default: measured here, one core)\n"
@@ -59,13 +59,16 @@ static void recommend(json_t *list, const char *topic, json_t *text, json_t *rea
 
 static void recommend_redundancy(json_t *list, const lplb_advice *a) {
     const lplb_advice_point *knee = &a->point[a->knee], *none = &a->point[0];
+    const char *more = a->knee + 1 < a->points
+                           ? "of what was tried, more brings less than a tenth of that gain"
+                           : "more was not tried (--most-redundant)";
     recommend(
         list, "redundancy",
-        json_sprintf("%d redundant slots a rank (%d slots in all)", knee->redundant, knee->slots),
+        json_sprintf("%d redundant slot%s a rank (%d slots in all)", knee->redundant,
+                     knee->redundant == 1 ? "" : "s", knee->slots),
         json_sprintf("mean imbalance %.3f with the exact plan, %.3f evenly split, against "
-                     "%.3f without; more brings less than a tenth of that gain. The rule of "
-                     "thumb for a CV of %.2f says %d experts in all",
-                     knee->exact, knee->even, none->exact, a->measures.cv, a->rule_redundant),
+                     "%.3f without; %s. The rule of thumb for a CV of %.2f says %d experts in all",
+                     knee->exact, knee->even, none->exact, more, a->measures.cv, a->rule_redundant),
         knee->exact);
 }
 

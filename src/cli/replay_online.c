@@ -97,6 +97,17 @@ static void print_curves(const lplb_online_result *r, int width) {
     }
 }
 
+/* Policies that place anew, none of which came to do so. */
+static bool too_short(const lplb_online_result *r) {
+    bool waits = false;
+    for (int32_t i = 0; i < r->policies; i++) {
+        if (r->policy[i].rearrangements) return false;
+        waits |= strcmp(r->policy[i].placement_name, "none") &&
+                 strcmp(r->policy[i].placement_name, "fixed");
+    }
+    return waits;
+}
+
 static void print_text(const lplb_trace *trace, const lplb_online_result *r, double step_ms) {
     int width = name_width(r);
     printf("%s\n%s steps", trace->source, cli_thousands(r->steps));
@@ -117,6 +128,11 @@ static void print_text(const lplb_trace *trace, const lplb_online_result *r, dou
     printf("\nwaited: what placing took beyond the steps between request and adoption, at %g ms a "
            "step\n",
            step_ms);
+    if (too_short(r))
+        printf(
+            "nothing was placed anew in %s steps: fewer --batch-tokens make more steps, a policy's "
+            "every=N or interval=N,min=N shorter intervals\n",
+            cli_thousands(r->steps));
     if (r->points >= COLUMNS) print_curves(r, width);
 }
 

@@ -11,7 +11,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 
-enum { JUDGED = 16, MOST_REDUNDANT = 8, TIMED = 64 };
+enum { JUDGED = 16, LEAST_REDUNDANT = 4, MOST_REDUNDANT = 8, TIMED = 64 };
 
 typedef struct advisor {
     const lplb_trace *trace;
@@ -58,7 +58,10 @@ static lplb_status check(advisor *a) {
     if (a->trace->kind == LPLB_TRACE_TOPK) c->topk = a->trace->topk;
     else if (!c->topk) c->topk = 8;
     int32_t own = a->base / c->ranks;
-    if (!c->most_redundant) c->most_redundant = own < MOST_REDUNDANT ? own : MOST_REDUNDANT;
+    if (c->most_redundant) return LPLB_OK;
+    c->most_redundant = own < MOST_REDUNDANT ? own : MOST_REDUNDANT;
+    if (own < LEAST_REDUNDANT && own + LEAST_REDUNDANT <= a->experts)
+        c->most_redundant = LEAST_REDUNDANT; /* one or two would not show where it flattens */
     return LPLB_OK;
 }
 

@@ -49,11 +49,12 @@ static void put_manager(lplb__text *out, const lplb_monitor_summary *s) {
 }
 
 void lplb__monitor_put_text(const lplb_monitor_summary *s, lplb__text *out) {
-    lplb__put(out,
-              "%s: step %lld, %lld steps in %.0f s, %lld tokens, %.0f tokens/s (last 100: "
-              "%.0f)\n",
-              s->job, (long long)s->step, (long long)s->steps, s->uptime_s, (long long)s->tokens,
-              s->tokens_per_s, s->tokens_per_s_recent);
+    bool timed = s->step_s.count > 0;
+    lplb__put(out, "%s: step %lld, %lld steps in %.0f s, %lld tokens", s->job, (long long)s->step,
+              (long long)s->steps, s->uptime_s, (long long)s->tokens);
+    if (timed)
+        lplb__put(out, ", %.0f tokens/s (last 100: %.0f)", s->tokens_per_s, s->tokens_per_s_recent);
+    lplb__put(out, "\n");
     if (s->step_s.count + s->plan_s.count + s->dispatch_s.count + s->comm_s.count)
         lplb__put(out, "%-10s%10s%14s%10s%10s%10s%11s\n", "time", "mean", "std", "p50", "p90",
                   "p99", "max");
@@ -74,10 +75,12 @@ void lplb__monitor_put_text(const lplb_monitor_summary *s, lplb__text *out) {
                   "ranks      %d, utilisation %.1f%% (%.1f%% to %.1f%%)\n",
                   s->worst_imbalance, s->ranks, 100 * s->utilisation.mean, 100 * s->utilisation.min,
                   100 * s->utilisation.max);
-    lplb__put(out,
-              "overhead   communication %.2f%%, planning %.2f%% of the steps' time; %lld "
-              "tokens off their rank\n",
-              100 * s->comm_share, 100 * s->plan_share, (long long)s->moved_tokens);
+    lplb__put(out, "overhead   ");
+    if (timed)
+        lplb__put(out, "communication %.2f%%, planning %.2f%% of the steps' time; ",
+                  100 * s->comm_share, 100 * s->plan_share);
+    else lplb__put(out, "-  (no step has told its time); ");
+    lplb__put(out, "%lld tokens off their rank\n", (long long)s->moved_tokens);
     put_manager(out, s);
     lplb__put(out, "memory   ");
     put_bytes(out, "resident", s->resident_bytes);

@@ -313,3 +313,14 @@ def test_tuning():
     assert cache.stats["hits"] == 1 and cache.stats["exact_hits"] == 0
     with pytest.raises(lplb.InputError, match="shape"):
         cache.solve([1, 2])
+
+
+def test_misspelt_options_are_refused():
+    with pytest.raises(lplb.InputError, match="alpah"):
+        Tracker(1, 4, alpah=0.9)
+    with pytest.raises(lplb.InputError, match="foo"):
+        Forecaster(1, 4, foo=1)
+    with pytest.raises(lplb.InputError, match="foo"):
+        Manager(1, 4, 2, 6, forecaster={"foo": 1})
+    with pytest.raises(lplb.InputError, match=r"\[1\]"):
+        Manager(1, 4, 2, 6).set_dead(1)
