@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #endif
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -93,15 +94,49 @@ static int without_trainer(const char *name, const launch *l) {
  * hands SIGUSR1 on to them, which they understand as a wish to stop (src/train/run.c). So this
  * program stays, with mpirun in a process group that a terminal's Ctrl-C does not reach. */
 static volatile sig_atomic_t launcher, asked_by;
+enum { LISTENING_AFTER = 2 }; /* seconds: a rank that has only just begun dies of SIGUSR1 */
+static time_t started;        /* when mpirun was */
 
+static time_t seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
+static void hand_on(void) {
+    if (launcher > 0 && seconds_now() - started > LISTENING_AFTER) kill((pid_t)launcher, SIGUSR1);
+}
+
+/* The first is handed on until the ranks have ended; one more after some seconds ends mpirun, and
+ * it them. */
 static void pass_on(int signal_number) {
-    asked_by = signal_number;
-    if (launcher > 0) kill((pid_t)launcher, SIGUSR1);
+    static volatile sig_atomic_t asked_at;
+    int32_t now = (int32_t)seconds_now();
+    if (!asked_by) {
+        asked_by = signal_number;
+        asked_at = now;
+        hand_on();
+    } else if (now - asked_at > LISTENING_AFTER && launcher > 0) {
+        kill((pid_t)launcher, SIGTERM);
+    }
+}
+
+static int wait_for_launcher(pid_t child) {
+    const struct timespec again = {.tv_nsec = 300000000};
+    int status = 0;
+    for (;;) {
+        pid_t ended = waitpid(child, &status, asked_by ? WNOHANG : 0);
+        if (ended == child || (ended < 0 && errno != EINTR)) return status;
+        if (!asked_by) continue;
+        hand_on();
+        nanosleep(&again, NULL);
+    }
 }
 
 static void start_launcher(char **words) {
     int nothing = open("/dev/null", O_RDONLY); /* a background group may not read the terminal */
     setpgid(0, 0);
+    signal(SIGUSR1, SIG_IGN); /* until mpirun and the ranks listen to it */
 #ifdef __linux__
     prctl(PR_SET_PDEATHSIG, SIGTERM);
 #endif
@@ -112,7 +147,7 @@ static void start_launcher(char **words) {
 
 static int run_ranks(const char *name, char **words) {
     struct sigaction action = {.sa_handler = pass_on};
-    int status = 0;
+    started = seconds_now();
     pid_t child = fork();
     if (child < 0) return cli_fail(name, EXIT_FAILED, "cannot start mpirun: %s", strerror(errno));
     if (child == 0) start_launcher(words);
@@ -120,7 +155,7 @@ static int run_ranks(const char *name, char **words) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    int status = wait_for_launcher(child);
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     if (code == 127)
         return cli_fail(name, EXIT_FAILED, "cannot start mpirun (apt-get install openmpi-bin)");

@@ -1,6 +1,7 @@
 /* lplb-train: trains an MoE model on the ranks that mpirun or srun started, or alone. `lplb train`
  * starts it. Exit codes as all of lplb's: 0, 1 for a failed run, 2 for bad usage or input; and 128
  * and the signal's number for a run that SIGINT or SIGTERM ended early. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,7 +95,8 @@ int main(int argc, char **argv) {
             print_help();
             return 0;
         }
-    blas_choose_core(argv); /* before MPI is awake */
+    signal(SIGUSR1, SIG_IGN); /* lplb train says it again when we listen (run.c) */
+    blas_choose_core(argv);   /* before MPI is awake */
     lplb_status status =
         is_launched() ? lplb__group_mpi_world(&argc, &argv, &world) : lplb__group_self(&world);
     if (status != LPLB_OK) {

@@ -30,7 +30,8 @@ lplb_status optimizer_config_check(const optimizer_config *c) {
     int64_t decay = c->schedule == SCHEDULE_WSD ? c->decay_steps : 0;
     if (c->steps < 1 || c->warmup_steps < 0 || decay < 0 || c->warmup_steps > c->steps - decay)
         return LPLB_FAIL(LPLB_INVALID,
-                         "%lld steps with %lld of warm-up and %lld of decay do not fit together",
+                         "%lld steps with %lld of warm-up and %lld of decay do not fit together "
+                         "(--steps, --warmup-steps, --decay-steps)",
                          (long long)c->steps, (long long)c->warmup_steps, (long long)decay);
     return LPLB_OK;
 }

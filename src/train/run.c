@@ -44,14 +44,24 @@ typedef struct run {
 
 static volatile sig_atomic_t stop_signal;
 
-/* SIGUSR1 is how lplb train hands SIGINT and SIGTERM on through mpirun. */
+enum { IMPATIENT_NS = 1000000000 };
+
+/* The step under way is finished first. A second signal ends the program at once, unless it comes
+ * within a second, when it was meant for the first. SIGUSR1 is how lplb train hands SIGINT and
+ * SIGTERM on through mpirun, more than once if need be. */
 static void note_signal(int signal_number) {
+    static volatile int64_t asked_ns;
+    if (stop_signal && signal_number != SIGUSR1 && lplb__now_ns() - asked_ns > IMPATIENT_NS) {
+        signal(signal_number, SIG_DFL);
+        raise(signal_number);
+    }
+    if (stop_signal) return;
+    asked_ns = lplb__now_ns();
     stop_signal = signal_number == SIGUSR1 ? SIGTERM : signal_number;
 }
 
-/* The step under way is finished first; a second signal of the kind ends the program at once. */
 static void listen_to_signals(void) {
-    struct sigaction action = {.sa_handler = note_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = note_signal};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
@@ -92,7 +102,7 @@ static void print_step(const run *r, const step_report *s) {
     int64_t steps = r->options->trainer.optimizer.steps;
     int64_t every = steps / 20 > 0 ? steps / 20 : 1;
     double rate = (double)s->tokens / s->seconds;
-    bool shown = s->step == 0 || (s->step + 1) % every == 0 || s->step + 1 == steps;
+    bool shown = r->sum.steps == 1 || (s->step + 1) % every == 0 || s->step + 1 == steps;
     if (!r->leader || r->options->json) return;
     if (shown) {
         clear_progress(r);
@@ -373,6 +383,9 @@ static lplb_status open_run(run *r) {
     const run_options *o = r->options;
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
+    if (o->trainer.mode == MODE_LPLB && r->world->size == 1)
+        return LPLB_FAIL(LPLB_INVALID, "mode lplb balances ranks, and there is one; give --ranks 2 "
+                                       "or more, or --mode none --redundant 0");
     LPLB_TRY(lplb__group_agree(r->world, r->leader ? probe_outputs(o) : LPLB_OK,
                                "before the first step"));
     r->base_bytes = memory_base();
@@ -423,7 +436,16 @@ static lplb_status finish_recording(run *r, lplb_status status) {
 static lplb_status train(run *r) {
     const run_options *o = r->options;
     lplb_status status = LPLB_OK;
+    if (r->trainer->step >= o->trainer.optimizer.steps) { /* a job that is queued once more */
+        if (r->leader)
+            fprintf(stderr,
+                    "lplb train: %s is at step %lld already; more --steps go on from there\n",
+                    o->checkpoint, (long long)r->trainer->step);
+        return LPLB_OK;
+    }
     print_header(r);
+    if (r->leader && !o->json && r->trainer->step > 0)
+        printf("going on after step %lld\n", (long long)r->trainer->step);
     if (*o->record_routing) status = recorder_start(&r->recorder, r->trainer, o->record_tokens);
     if (status == LPLB_OK) status = train_all(r);
     if (*o->record_routing) status = finish_recording(r, status);

@@ -153,6 +153,25 @@ got=$?
 [ $got = 143 ] && grep -q 'told to stop after step' err || { echo "exit $got"; cat err; failed=1; }
 [ -e alone/latest.json ] || failed=1
 
+# a bounced key is one wish, also before the ranks listen; a finished run says that it is
+rm -f log
+"$lplb" train --ranks 2 $small --steps 1000000 --checkpoint bounced --log log >out 2>err &
+i=0
+until [ -s log ] || [ $i -gt 300 ]; do i=$((i + 1)); sleep 0.1; done
+kill -TERM $!
+kill -TERM $!
+wait $!
+got=$?
+[ $got = 143 ] && [ -e bounced/latest.json ] || { echo "twice: exit $got"; cat err; failed=1; }
+"$lplb" train --ranks 2 $small --steps 1000000 --checkpoint early >out 2>err &
+sleep 0.1
+kill -TERM $!
+wait $!
+got=$?
+[ $got = 143 ] || { echo "early: exit $got"; cat err; failed=1; }
+"$lplb" train $small --steps 2 --checkpoint alone --resume --resume-changed >out 2>err || failed=1
+grep -q 'is at step [0-9]* already' err && [ ! -s out ] || { cat out err; failed=1; }
+
 # ranks that were given different options: one of them says so
 mpi="mpirun --allow-run-as-root --oversubscribe"
 $mpi -np 1 "${lplb}-train" $small --steps 3 : -np 1 "${lplb}-train" $small --steps 4 >out 2>err
