@@ -48,6 +48,14 @@ static uint64_t config_digest(const lplb_manager_config *c, const int32_t *offse
 
 typedef lplb_status (*field_visit)(void *context, void *data, size_t bytes);
 
+static lplb_status write_field(void *context, void *data, size_t bytes) {
+    lplb__pack(context, data, bytes);
+    return LPLB_OK;
+}
+static lplb_status read_field(void *context, void *data, size_t bytes) {
+    return lplb__unpack(context, data, bytes);
+}
+
 #define VISIT(pointer, count)                                                                      \
     LPLB_TRY(visit(context, (pointer), (size_t)(count) * sizeof *(pointer)))
 #define VISIT_ONE(field) LPLB_TRY(visit(context, &(field), sizeof(field)))
@@ -99,7 +107,9 @@ static lplb_status visit_state(lplb__core *c, field_visit visit, void *context) 
     VISIT(c->active->physical_to_logical, L * P);
     VISIT(c->repair->physical_to_logical, L * P);
     VISIT_ONE(c->moving);
-    VISIT(c->proposal.to->physical_to_logical, L * P);
+    /* Until it is adopted the worker may be writing it, and will do so anew after a restore. */
+    bool adopted = visit == read_field || (c->moving && !c->repairing);
+    VISIT((adopted ? c->proposal.to : c->active)->physical_to_logical, L * P);
     VISIT(c->todo, L);
     VISIT(c->chunk, L);
     VISIT_ONE(c->chunk_layers);
@@ -111,14 +121,6 @@ static lplb_status visit_state(lplb__core *c, field_visit visit, void *context) 
     VISIT_ONE(c->n_events);
     VISIT(c->event, LPLB__EVENTS);
     return visit_job(c, visit, context);
-}
-
-static lplb_status write_field(void *context, void *data, size_t bytes) {
-    lplb__pack(context, data, bytes);
-    return LPLB_OK;
-}
-static lplb_status read_field(void *context, void *data, size_t bytes) {
-    return lplb__unpack(context, data, bytes);
 }
 
 /* The parts that save themselves lie behind the fields, each with its length. */

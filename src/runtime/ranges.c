@@ -1,4 +1,5 @@
 /* Named ranges: NVTX where it was there at build time, and the monitor's Chrome trace. */
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -17,8 +18,15 @@ int32_t lplb_has_nvtx(void) {
 #endif
 }
 
+#ifdef LPLB_HAVE_NVTX
+/* NVTX would do so at the first range, which several threads may reach at once. */
+static void find_tool(void) { nvtxInitialize(NULL); }
+#endif
+
 int64_t lplb_range_begin(const char *name) {
 #ifdef LPLB_HAVE_NVTX
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, find_tool);
     nvtxRangePushA(name);
 #else
     (void)name;
