@@ -181,11 +181,13 @@ static void recommend_topology(json_t *list, const lplb_advice *a) {
     const lplb_advice_point *knee = &a->point[a->knee];
     const lplb_advice_topology *best = &a->topology[0];
     if (a->topology_pays)
-        recommend(list, "topology",
-                  json_sprintf("%s with %d redundant slots a rank", best->name, best->redundant),
-                  json_sprintf("mean imbalance %.3f with the exact plan, EPLB's placement %.3f",
-                               best->exact, knee->exact),
-                  best->exact);
+        recommend(
+            list, "topology",
+            json_sprintf("%s with %d redundant slots a rank", best->name, best->redundant),
+            json_sprintf("mean imbalance %.3f with the exact plan, at least as even as EPLB's "
+                         "placement with %d: %.3f",
+                         best->exact, knee->redundant, knee->exact),
+            best->exact);
     else if (a->topologies)
         recommend(list, "topology", json_string("none: EPLB's placement or the search's"),
                   json_sprintf("mean imbalance %.3f with the exact plan; the best topology, %s, "
