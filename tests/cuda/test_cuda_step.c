@@ -109,28 +109,7 @@ static void test_pieces(void) {
 
 static void test_number_of_ids_on_the_device(void) {
     static const int64_t tokens[] = {0, 1, 250, 437, 1000, -5};
-    world w;
-    id_arrays arrays;
-    world_create("cube8x2", 0, 1, 3500, &w);
-    lplb_cuda_planner *planner = make_planner(&w, 0, 0);
-    id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
-    int64_t *n_device = gpu_copy(NULL, 1, sizeof(int64_t)), all = w.n;
-    lplb_cuda_problem problem = problem_of(&w);
-    arrays.arguments.n_device = n_device;
-    arrays.arguments.topk = 8;
-    for (int i = 0; i < 6; i++) {
-        w.n = tokens[i] < 0 ? 0 : tokens[i] * 8 < all ? tokens[i] * 8 : all;
-        world_draw(&w, (uint64_t)i);
-        put_ids(&arrays, w.ids);
-        gpu_put(n_device, &tokens[i], 1, sizeof(int64_t));
-        OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
-        check_report(planner, "n on the device");
-        check_slots(&arrays, w.slots, w.n, "n on the device");
-    }
-    gpu_free(n_device);
-    id_arrays_destroy(&arrays);
-    lplb_cuda_planner_destroy(planner);
-    world_destroy(&w);
+    check_numbers_on_the_device(3500, tokens, 6);
 }
 
 static void test_shares(void) {

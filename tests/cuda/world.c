@@ -171,3 +171,28 @@ lplb_placement *with_triples(const lplb_placement *from) {
     OK(lplb_placement_validate(placement));
     return placement;
 }
+
+void check_numbers_on_the_device(int64_t most, const int64_t *tokens, int n_tokens) {
+    world w;
+    id_arrays arrays;
+    world_create("cube8x2", 0, 1, most, &w);
+    lplb_cuda_planner *planner = make_planner(&w, 0, 0);
+    id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
+    int64_t *n_device = gpu_copy(NULL, 1, sizeof(int64_t)), all = w.n;
+    lplb_cuda_problem problem = problem_of(&w);
+    arrays.arguments.n_device = n_device;
+    arrays.arguments.topk = 8;
+    for (int i = 0; i < n_tokens; i++) {
+        w.n = tokens[i] < 0 ? 0 : tokens[i] * 8 < all ? tokens[i] * 8 : all;
+        world_draw(&w, (uint64_t)i);
+        put_ids(&arrays, w.ids);
+        gpu_put(n_device, &tokens[i], 1, sizeof(int64_t));
+        OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
+        check_report(planner, "n on the device");
+        check_slots(&arrays, w.slots, w.n, "n on the device");
+    }
+    gpu_free(n_device);
+    id_arrays_destroy(&arrays);
+    lplb_cuda_planner_destroy(planner);
+    world_destroy(&w);
+}
