@@ -397,12 +397,15 @@ class Swap(torch.autograd.Function):
 
 
 def grouped_works(device):
-    """Whether torch has a grouped GEMM with a backward here."""
+    """Whether torch has a grouped GEMM with a backward here. Without it each expert's product is a
+    call of its own, and cuBLAS prepares for every number of rows it has not seen, which takes
+    longer than the product."""
     try:
         rows, weights = (torch.ones(s, dtype=torch.bfloat16, device=device, requires_grad=True)
                          for s in ((32, 64), (2, 64, 64)))
         ends = torch.tensor([16, 32], dtype=torch.int32, device=device)
-        torch._grouped_mm(rows, weights, offs=ends).sum().backward()
+        out = torch._grouped_mm(rows, weights, offs=ends)
+        out.backward(torch.ones_like(out))  # a sum's gradient has no strides, which it refuses
         return True
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
@@ -470,7 +473,7 @@ class Layer:
 def layer_milliseconds(world, call, body, batches):
     """Median over batches of the slowest rank's time."""
     times = []
-    for i, batch in enumerate(batches + batches):  # the first time memory is found for each
+    for i, batch in enumerate(3 * batches):  # the first round finds memory and loads kernels
         world.wait()
         begin = time.perf_counter()
         call(*body(batch))
@@ -489,16 +492,8 @@ def fullest(world, slots, ranks):
     return per_rank.max() / per_rank.mean()
 
 
-def reserve_memory(world):
-    """One block for PyTorch's allocator to split: batches ask for ever new sizes, and cudaMalloc of
-    memory that all GPUs of a node map takes milliseconds."""
-    if world.gpu:
-        torch.empty(torch.cuda.mem_get_info()[0] // 2, dtype=torch.uint8, device=world.device)
-
-
 def measure_layer(world, draws, experts, copies, history, shape):
     """Layer time with each placement and split; draws: a list of ids, int64 [T][K] of this rank."""
-    reserve_memory(world)
     hidden, inner = shape
     ranks, topk = world.size, draws[0].shape[1]
     r2o = topology(ranks)
