@@ -377,7 +377,7 @@ def late_over(world, transport, table, experts, ids, home):
 
 
 def inverse(order):
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 class Swap(torch.autograd.Function):
