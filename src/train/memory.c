@@ -34,6 +34,7 @@ static sizes sizes_of(const memory_input *in, int expert_ranks) {
 static void add_activations(const memory_input *in, const sizes *s, const param_layout *p,
                             int64_t *bytes) {
     const model_config *c = &in->config->model;
+    const layer_tape *tape = in->run ? in->run->model->tape : NULL;
     int64_t r = sizeof(real), i4 = sizeof(int32_t), widest = 0, most = 0, slot_most = 0;
     for (int32_t l = 0; l < c->layers; l++) {
         int64_t ffn = p->layer[l].ffn_width;
@@ -43,10 +44,10 @@ static void add_activations(const memory_input *in, const sizes *s, const param_
         bytes[MEMORY_DENSE] += s->kept * s->N * 2 * ffn;
         if (p->layer[l].moe < 0) continue;
         bytes[MEMORY_ROUTER] += s->N * (r * (2 * s->E + s->K + 1) + i4 * 2 * s->K);
-        int64_t rows = in->tape ? in->tape[l].experts.most_rows : s->N * s->K;
+        int64_t rows = tape ? tape[l].experts.most_rows : s->N * s->K;
         bytes[MEMORY_EXPERTS] +=
             s->kept * (rows * (s->D + 2 * s->F) + s->N * s->K * s->D) + i4 * s->N * s->K;
-        int64_t slot_rows = in->tape ? in->tape[l].experts.most_slot_rows : rows / s->slots;
+        int64_t slot_rows = tape ? tape[l].experts.most_slot_rows : rows / s->slots;
         most = rows > most ? rows : most;
         slot_most = slot_rows > slot_most ? slot_rows : slot_most;
     }
@@ -63,19 +64,47 @@ static void add_activations(const memory_input *in, const sizes *s, const param_
     bytes[MEMORY_EXCHANGE] += r * slot_most * (2 * s->F > s->D ? 2 * s->F : s->D);
 }
 
-/* Sums over ranks hold every rank's piece of the replicated gradients, and the copies' gradients on
- * their way; a move has the weights, moments and gradients of what a layer sends and receives, at
- * most all its slots; a checkpoint brings a layer's experts to rank 0. They do not happen together.
- */
+/* Gradients of copies and experts that move have buffers that stay. Beforehand: as many copies come
+ * as go, and a move changes all slots of a layer. */
+static void add_copies(const memory_input *in, const sizes *s, const param_layout *p,
+                       int64_t *bytes) {
+    int64_t copies = 2 * (int64_t)p->moe_layers * in->config->redundant * p->expert_items;
+    int64_t moved = in->moves ? 8 * s->slots * p->expert_items : 0;
+    if (in->run) {
+        copies = 0;
+        for (int32_t l = 0; l < p->moe_layers; l++)
+            copies += in->run->reducer->sum[l].send.most + in->run->reducer->sum[l].recv.most;
+        moved = in->run->balancer ? mover_items(in->run->balancer->mover) : 0;
+    }
+    bytes[MEMORY_COPIES] = (int64_t)sizeof(real) * copies;
+    bytes[MEMORY_MOVES] = (int64_t)sizeof(real) * moved;
+}
+
+/* Tokens of the recording; returned is what writing them takes beside: ids in one or two bytes,
+ * once more for the archive, and compressed as far as equally frequent ids can be. */
+static int64_t add_recording(const memory_input *in, const sizes *s, const param_layout *p,
+                             int64_t *bytes) {
+    enum { HASH_BYTES = 1 << 17, WINDOW_BYTES = 1 << 18 }; /* of zlib's deflate (zconf.h) */
+    int64_t ids = p->moe_layers * s->K, recorded = in->leader ? in->recorded_tokens * ids : 0;
+    int64_t packed = s->E <= 256 ? 1 : 2, bits = 0;
+    if (in->recorded_tokens == 0) return 0;
+    while ((int64_t)1 << bits < s->E) bits++;
+    bytes[MEMORY_RECORD] = 2 * (s->N * (1 + in->ranks) * ids + recorded);
+    if (recorded == 0) return 0;
+    int64_t window = packed * recorded < WINDOW_BYTES ? packed * recorded : WINDOW_BYTES;
+    return 2 * packed * recorded + bits * recorded / 8 + HASH_BYTES + window;
+}
+
+/* Sums over ranks hold every rank's piece of the replicated gradients; a checkpoint brings a
+ * layer's experts to rank 0. They do not happen together, nor does writing the recording. */
 static int64_t transient_bytes(const memory_input *in, const sizes *s, const param_layout *p,
-                               int expert_ranks) {
+                               int expert_ranks, int64_t writing) {
     int64_t r = sizeof(real), X = p->expert_items, M = p->moe_layers;
     int64_t sums = in->ranks > 1 ? r * p->items : 0, state = 3 * r * X;
     if (in->ranks > expert_ranks) sums += r * M * s->slots * X;
-    int64_t moves = in->moves ? 8 * r * s->slots * X : 0;
-    int64_t saving = in->checkpoints ? (s->slots + s->E) * state : 0;
-    int64_t most = sums > moves ? sums : moves;
-    return (most > saving ? most : saving) + 2 * r * M * in->config->redundant * X;
+    int64_t saving = in->checkpoints ? (s->slots + (in->leader ? s->E : 0)) * state : 0;
+    int64_t most = sums > saving ? sums : saving;
+    return most > writing ? most : writing;
 }
 
 lplb_status memory_predict(const memory_input *in, memory_plan *out) {
@@ -96,9 +125,11 @@ lplb_status memory_predict(const memory_input *in, memory_plan *out) {
     out->bytes[MEMORY_MOMENTS] = 2 * weights;
     if (s.rounds) out->bytes[MEMORY_WEIGHTS] += weights / r * s.kept;
     add_activations(in, &s, &p, out->bytes);
-    out->bytes[MEMORY_TRANSIENT] = transient_bytes(in, &s, &p, expert_ranks);
+    add_copies(in, &s, &p, out->bytes);
+    out->bytes[MEMORY_TRANSIENT] =
+        transient_bytes(in, &s, &p, expert_ranks, add_recording(in, &s, &p, out->bytes));
     out->bytes[MEMORY_TEXT] =
-        in->text_bytes +
+        in->text_bytes + in->held_out_bytes +
         (int64_t)sizeof(int32_t) * (in->text_bytes / c->model.context +
                                     3 * c->global_batch / in->ranks * c->model.context);
     out->bytes[MEMORY_BASE] = in->base_bytes > 0 ? in->base_bytes : 0;
@@ -122,7 +153,10 @@ static const struct {
     {"head", "activations, head"},
     {"scratch", "scratch of the backward"},
     {"exchange", "scratch of the experts, all-to-all"},
-    {"transient", "sums, moves, checkpoint: the largest"},
+    {"copies", "gradients of copies on their way"},
+    {"moves", "experts on their way to other slots"},
+    {"recording", "recorded routing"},
+    {"transient", "sums, checkpoint, recording's file: the most"},
     {"text", "text and batches"},
     {"base", "program and libraries, measured"},
 };
@@ -152,7 +186,7 @@ void memory_print(const memory_plan *plan, int ranks, bool json, FILE *out) {
 
 void memory_return_blocks(void) {
 #ifdef __GLIBC__
-    mallopt(M_MMAP_THRESHOLD, 1 << 20); /* setting it keeps it where it is */
+    mallopt(M_MMAP_THRESHOLD, 1 << 17); /* setting it keeps it where it is */
 #endif
 }
 
@@ -169,15 +203,64 @@ static int64_t status_bytes(const char *field) {
     return bytes;
 }
 
-int64_t memory_base(void) {
-    enum { SIDE = 512 };
-    real *square = lplb__malloc(2 * sizeof(real) * SIDE * SIDE);
-    if (square) {
-        memset(square, 0, 2 * sizeof(real) * SIDE * SIDE);
-        gemm_nt(SIDE, SIDE, SIDE, square, SIDE, square, SIDE, 0, square + SIDE * SIDE, SIDE);
-        lplb__free(square);
-    }
-    return status_bytes("VmRSS");
+/* The products of a linear layer as wide as the run's, in all three directions: the libraries'
+ * buffers grow with them up to some size. */
+static lplb_status multiply_once(const trainer_config *c) {
+    enum { TALLEST = 512, WIDEST = 2048 };
+    const ops *o;
+    int64_t D = c->model.width, wide = D, tall = c->micro_batch * c->model.context;
+    wide = c->model.dense_width > wide ? c->model.dense_width : wide;
+    wide = c->model.expert_width > wide ? c->model.expert_width : wide;
+    wide = wide < WIDEST ? wide : WIDEST;
+    tall = tall < TALLEST ? tall : TALLEST;
+    D = D < TALLEST ? D : TALLEST;
+    LPLB_TRY(ops_cpu(c->kept, &o));
+    real *in, *weight, *out;
+    const int64_t items = tall * D + wide * D + tall * wide;
+    LPLB_TRY(LPLB_CALLOC(in, 2 * items));
+    weight = in + tall * D;
+    out = weight + wide * D;
+    const kept *x = o->operand((kept *)(void *)(in + items), in, items);
+    const kept *w = kept_at(o, x, tall * D), *dy = kept_at(o, x, tall * D + wide * D);
+    o->linear_forward(out, x, w, tall, wide, D, 0);
+    o->linear_backward_weight(weight, dy, x, tall, wide, D);
+    o->linear_backward_input(in, dy, w, tall, wide, D, 0);
+    lplb__free(in);
+    return LPLB_OK;
+}
+
+static lplb_status step_once(const trainer_config *c, lplb__group *world) {
+    enum { CONTEXT = 16 };
+    char text[4 * CONTEXT];
+    memset(text, 'a', sizeof text);
+    trainer_config small;
+    trainer_config_default(&small);
+    small.model.layers = 2;
+    small.model.dense_layers = small.model.topk = 1;
+    small.model.heads = small.model.kv_heads = 2;
+    small.model.width = small.model.expert_width = small.model.dense_width = 16;
+    small.model.context = CONTEXT;
+    small.expert_ranks = c->expert_ranks;
+    small.model.experts = c->expert_ranks ? c->expert_ranks : world->size;
+    small.global_batch = world->size;
+    small.micro_batch = 1;
+    small.kept = c->kept;
+    corpus letters = {0};
+    trainer *t = NULL;
+    step_report report;
+    lplb_status status = corpus_add(&letters, text, sizeof text);
+    if (status == LPLB_OK) status = trainer_create(&small, world, &letters, &t);
+    if (status == LPLB_OK) status = trainer_step(t, &report);
+    trainer_destroy(t);
+    corpus_destroy(&letters);
+    return status;
+}
+
+lplb_status memory_base(const trainer_config *config, lplb__group *world, int64_t *bytes) {
+    LPLB_TRY(multiply_once(config));
+    LPLB_TRY(step_once(config, world));
+    *bytes = status_bytes("VmRSS");
+    return LPLB_OK;
 }
 
 int64_t memory_peak(void) { return status_bytes("VmHWM"); }

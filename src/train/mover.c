@@ -30,6 +30,10 @@ lplb_status mover_create(model *m, optimizer *o, lplb__group *expert_ranks, move
     return LPLB_OK;
 }
 
+int64_t mover_items(const mover *v) {
+    return v->send.most + v->staged.most + v->send_gradient.most + v->recv_gradient.most;
+}
+
 void mover_destroy(mover *v) {
     if (!v) return;
     if (v->weights) v->weights->table->destroy(v->weights);

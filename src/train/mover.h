@@ -37,6 +37,8 @@ typedef struct mover {
 } mover;
 
 lplb_status mover_create(model *m, optimizer *o, lplb__group *expert_ranks, mover **out);
+/* Numbers that all buffers together have held at most. */
+int64_t mover_items(const mover *v);
 /* Not while transfers are under way. */
 void mover_destroy(mover *v);
 

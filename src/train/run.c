@@ -304,13 +304,19 @@ static lplb_status compare_options(const run *r) {
 
 static lplb_status plan_memory(run *r) {
     const run_options *o = r->options;
+    int64_t tokens =
+        o->trainer.optimizer.steps * o->trainer.global_batch * o->trainer.model.context;
+    if (o->record_tokens > 0 && tokens > o->record_tokens) tokens = o->record_tokens;
     memory_input in = {.config = &o->trainer,
                        .ranks = r->world->size,
+                       .leader = r->leader,
                        .moves = o->trainer.mode != MODE_NONE && o->trainer.rebalance_every > 0,
-                       .checkpoints = *o->checkpoint && r->leader,
-                       .text_bytes = r->text.bytes + r->held_out.bytes,
+                       .checkpoints = *o->checkpoint,
+                       .recorded_tokens = *o->record_routing ? tokens : 0,
+                       .text_bytes = r->text_bytes,
+                       .held_out_bytes = r->held_out.bytes,
                        .base_bytes = r->base_bytes,
-                       .tape = r->trainer ? r->trainer->model->tape : NULL};
+                       .run = r->trainer};
     return memory_predict(&in, &r->memory);
 }
 
@@ -318,14 +324,15 @@ static lplb_status plan_memory(run *r) {
  * largest peak. */
 static lplb_status measure_memory(run *r) {
     LPLB_TRY(plan_memory(r));
-    int64_t own[2] = {memory_peak(), r->memory.total}, *all;
-    LPLB_TRY(LPLB_CALLOC(all, 2 * r->world->size));
+    int64_t own[3] = {memory_peak(), r->memory.total, r->base_bytes}, *all;
+    LPLB_TRY(LPLB_CALLOC(all, 3 * r->world->size));
     lplb_status status = r->world->table->all_gather(r->world, own, all, sizeof own);
     r->peak_bytes = own[0];
     for (int i = 0; i < r->world->size; i++)
-        if (all[2 * i] > r->peak_bytes) {
-            r->peak_bytes = all[2 * i];
-            r->memory.total = all[2 * i + 1];
+        if (all[3 * i] > r->peak_bytes) {
+            r->peak_bytes = all[3 * i];
+            r->memory.total = all[3 * i + 1];
+            r->base_bytes = all[3 * i + 2];
         }
     lplb__free(all);
     return status;
@@ -388,8 +395,8 @@ static lplb_status open_run(run *r) {
                                        "or more, or --mode none --redundant 0");
     LPLB_TRY(lplb__group_agree(r->world, r->leader ? probe_outputs(o) : LPLB_OK,
                                "before the first step"));
-    r->base_bytes = memory_base();
     if (!trains(o) && !o->plan_memory) return open_checkpoint(r);
+    LPLB_TRY(memory_base(&o->trainer, r->world, &r->base_bytes));
     LPLB_TRY(share_text(r));
     LPLB_TRY(plan_memory(r));
     if (o->plan_memory) return LPLB_OK;
