@@ -37,9 +37,10 @@ typedef struct lplb_cuda_config {
     lplb_solver solver;         /* EXACT, EVEN or IPM */
     lplb_ipm_options ipm;
     double tolerance; /* as in lplb_plan_config: keep the even split when it is that good */
-    double reuse;     /* plan cache: keep the shares of the last plan while the experts' shares of
-                         the batch differ from those it was made for by at most this much in total
-                         (sum of |w/W - w'/W'|, 0 to 2); 0 = never */
+    double reuse;     /* plan cache: keep the shares of the last plan while the shares of experts
+                         and of `fixed` in the batch differ from those it was made for by at most
+                         this much in total (sum of |w/W - w'/W'| over both, 0 to 2); 0 = never.
+                         Batches without tokens are neither kept nor reused */
     int32_t locality; /* nonzero: tokens stay on their source's rank, then node, where the split
                          allows it, as lplb_dispatch_prepare; the split is the same without. With
                          source_counts, or one source (docs/gpu.md) */
@@ -134,7 +135,8 @@ LPLB_API lplb_status lplb_cuda_join(lplb_cuda_planner *planner, lplb_cuda_stream
 /* In device memory, written by every step; error stays until it is cleared. */
 typedef struct lplb_cuda_report {
     /* 0 = none; else the code (-lplb_status) << 56, and in the bits below LPLB_CUDA_DETAIL_MASK -
-     * position or expert: the lowest of the gravest kind */
+     * detail, which is the position of an id, an expert or a rank: the lowest of the gravest kind
+     */
     uint64_t error;
     uint64_t steps;  /* plans made */
     int32_t outcome; /* lplb_outcome of the last plan, or -1 after an error */
@@ -146,6 +148,10 @@ typedef struct lplb_cuda_report {
     double ipm_objective, ipm_bound;            /* fractional, ipm only */
 } lplb_cuda_report;
 #define LPLB_CUDA_DETAIL_MASK (((uint64_t)1 << 56) - 1)
+/* LPLB_RANGE: added to an expert whose count is meant, and to a rank whose fixed tokens are; the
+ * detail without either is the position of an id. */
+#define LPLB_CUDA_DETAIL_COUNT ((uint64_t)1 << 48)
+#define LPLB_CUDA_DETAIL_FIXED ((uint64_t)1 << 49)
 
 /* Where the report lies: device memory, for kernels and copies of one's own. */
 LPLB_API const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planner);

@@ -33,7 +33,8 @@ typedef struct block_state {
     int64_t total, max_load;
     int64_t limbs[3]; /* of the distance to the cached plan */
     int64_t bound_numerator, bound_denominator;
-    int64_t scratch[2];      /* totals of the cached batch and of this one, fixed tokens left out */
+    int64_t batch[2];        /* totals of the cached batch and of this one, fixed tokens included */
+    int64_t movable;         /* tokens of this batch's experts; 0: its plan is not worth keeping */
     int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
     uint64_t turn;           /* of sharing counts with the peers; 0 = that has ended */
     uint32_t epoch;          /* of sharing counts among blocks */
@@ -72,6 +73,9 @@ DEVICE uint64_t error_word(lplb_status status, int64_t detail) {
 DEVICE void report_error(const step &a, lplb_status status, int64_t detail) {
     atomic_max(&a.memory->report.error, error_word(status, detail));
 }
+/* Where an LPLB_RANGE was found, if not at the position of an id. */
+DEVICE int64_t count_of(int32_t expert) { return (int64_t)LPLB_CUDA_DETAIL_COUNT | expert; }
+DEVICE int64_t fixed_of(int32_t rank) { return (int64_t)LPLB_CUDA_DETAIL_FIXED | rank; }
 
 /* Tokens of a host after solving. */
 DEVICE int64_t host_tokens(const step &a, const block_state *state, int32_t host) {

@@ -23,7 +23,7 @@ typedef struct id_range {
 
 DEVICE int32_t ids_of_step(const step &a) {
     int64_t tokens = *a.n_device;
-    return (int32_t)(tokens <= 0 ? 0 : tokens < a.n / a.topk ? tokens * a.topk : a.n);
+    return (int32_t)(tokens <= 0 ? 0 : tokens <= a.n / a.topk ? tokens * a.topk : a.n);
 }
 
 DEVICE id_range range_of_block(const step &a) {

@@ -149,7 +149,7 @@ static lplb_status allocate(lplb_cuda_planner *p) {
     int64_t memory = take(&p->bytes, 1, sizeof(lplb__cuda_memory));
     int64_t words = take(&p->bytes, 2 * blocks * E, sizeof(uint64_t));
     int64_t totals = take(&p->bytes, blocks ? LPLB__CUDA_TOTAL_WORDS(E) : 0, sizeof(uint64_t));
-    int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P) : 0, sizeof(int64_t));
+    int64_t cached = take(&p->bytes, s->reuse ? 2 * (E + P + s->ranks) : 0, sizeof(int64_t));
     int64_t between = take(&p->bytes, s->solver == LPLB_SOLVER_IPM ? E + P : 0, sizeof(int64_t));
     int64_t local = take(&p->bytes, p->local.n, sizeof(int32_t));
     LPLB_CUDA_TRY(cudaMalloc((void **)&p->memory, (size_t)p->bytes));
@@ -371,14 +371,21 @@ lplb_status lplb_cuda_report_clear(lplb_cuda_planner *planner, lplb_cuda_stream 
     return status;
 }
 
+static lplb_status range_status(long long detail) {
+    long long at = detail & (long long)(LPLB_CUDA_DETAIL_COUNT - 1);
+    if ((uint64_t)detail & LPLB_CUDA_DETAIL_FIXED)
+        return LPLB_FAIL(LPLB_RANGE, "fixed[%lld], of rank %lld, is negative", at, at);
+    if ((uint64_t)detail & LPLB_CUDA_DETAIL_COUNT)
+        return LPLB_FAIL(LPLB_RANGE, "a count of expert %lld is out of range", at);
+    return LPLB_FAIL(LPLB_RANGE, "the id at position %lld is out of range", at);
+}
+
 lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
     lplb_status code = (lplb_status) - (int)(report->error >> 56);
     long long detail = (long long)(LPLB_CUDA_DETAIL_MASK - (report->error & LPLB_CUDA_DETAIL_MASK));
     if (report->error == 0) return LPLB_OK;
     switch (code) {
-    case LPLB_RANGE:
-        return LPLB_FAIL(code, "an id at position %lld, or a count of expert %lld, is out of range",
-                         detail, detail);
+    case LPLB_RANGE: return range_status(detail);
     case LPLB_INVALID:
         return LPLB_FAIL(code, "expert %lld: ids, counts and split do not agree", detail);
     case LPLB_OVERFLOW: return LPLB_FAIL(code, "the tokens of one problem exceed 2^62");

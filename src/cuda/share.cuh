@@ -191,7 +191,7 @@ DEVICE_CALL void take_own_counts(const step &a) {
     ROLLED
     for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) {
         int64_t count = a.own_counts[e];
-        if (count < 0 || count > INT32_MAX) report_error(a, LPLB_RANGE, e);
+        if (count < 0 || count > INT32_MAX) report_error(a, LPLB_RANGE, count_of(e));
         mine[e] = (int32_t)larger((int64_t)0, smaller(count, (int64_t)INT32_MAX));
     }
 }

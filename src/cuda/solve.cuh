@@ -152,10 +152,10 @@ DEVICE_CALL void settle_totals(const step &a) {
     const int64_t *tokens = shared_array(a, tokens, int64_t);
     ROLLED
     for (int32_t e = thread_index(); e < a.experts; e += block_threads())
-        add_halves(a, tokens[e], e);
+        add_halves(a, tokens[e], count_of(e));
     ROLLED
     for (int32_t r = thread_index(); a.fixed && r < a.ranks; r += block_threads())
-        add_halves(a, a.fixed[r], a.experts + r);
+        add_halves(a, a.fixed[r], fixed_of(r));
     block_barrier();
     if (thread_index() == 0) {
         wide total = ((wide)state->high << 31) + state->low;
@@ -227,45 +227,55 @@ template <typename T> DEVICE bool settle_for_even(const step &a) {
 
 /* ---- the plan cache ---- */
 
+DEVICE int64_t cached_words(const step &a) { return (int64_t)a.experts + a.slots + a.ranks; }
 DEVICE const int64_t *cached_counts(const step &a) {
-    return a.cached + (int64_t)state_of(a)->current * (a.experts + a.slots);
+    return a.cached + state_of(a)->current * cached_words(a);
 }
 
-/* Adds up |w W' - w' W|, three limbs of 42 bits each. */
-DEVICE void add_distance(const step &a, const int64_t *counts, int64_t total, int64_t cached) {
-    block_state *state = state_of(a);
-    const int64_t *tokens = shared_array(a, tokens, int64_t);
+DEVICE int64_t fixed_tokens(const step &a, int32_t rank) { return a.fixed ? a.fixed[rank] : 0; }
+
+/* Adds |w W' - w' W|, in three limbs of 42 bits each. */
+DEVICE void add_distance(block_state *state, int64_t tokens, int64_t cached) {
     const int64_t mask = ((int64_t)1 << 42) - 1;
-    ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
-        wide difference = (wide)tokens[e] * cached - (wide)counts[e] * total;
-        if (difference < 0) difference = -difference;
-        atomic_add(&state->limbs[0], (int64_t)difference & mask);
-        atomic_add(&state->limbs[1], (int64_t)(difference >> 42) & mask);
-        atomic_add(&state->limbs[2], (int64_t)(difference >> 84));
-    }
+    wide difference = (wide)tokens * state->batch[0] - (wide)cached * state->batch[1];
+    if (difference < 0) difference = -difference;
+    atomic_add(&state->limbs[0], (int64_t)difference & mask);
+    atomic_add(&state->limbs[1], (int64_t)(difference >> 42) & mask);
+    atomic_add(&state->limbs[2], (int64_t)(difference >> 84));
 }
 
-/* Whether the batch is close enough to the one the cached plan was made for. */
+/* Whether the batch is close enough to the one the cached plan was made for: experts and what is
+ * fixed on the ranks alike. One without tokens says nothing about any other. */
 DEVICE_CALL bool is_cached(const step &a) {
     block_state *state = state_of(a);
-    if (!state->cached || state->failed) return false;
-    const int64_t *counts = cached_counts(a);
+    const int64_t *tokens = shared_array(a, tokens, int64_t);
+    if (state->failed) return false;
+    const int64_t *counts = cached_counts(a), *fixed = counts + a.experts + a.slots;
+    int64_t movable = 0, total[2] = {0, 0};
+    ROLLED
+    for (int32_t e = thread_index(); e < a.experts; e += block_threads()) {
+        if (state->cached) total[0] += counts[e];
+        movable += tokens[e];
+    }
+    ROLLED
+    for (int32_t r = thread_index(); r < a.ranks; r += block_threads()) {
+        if (state->cached) total[0] += fixed[r];
+        total[1] += fixed_tokens(a, r);
+    }
+    atomic_add(&state->movable, movable);
+    atomic_add(&state->batch[0], total[0]);
+    atomic_add(&state->batch[1], total[1] + movable);
+    block_barrier();
+    if (!state->cached || !state->movable) return false;
     ROLLED
     for (int32_t e = thread_index(); e < a.experts; e += block_threads())
-        atomic_add(&state->scratch[0], counts[e]);
-    block_barrier();
-    int64_t total = state->scratch[0], now = 0;
+        add_distance(state, tokens[e], counts[e]);
     ROLLED
-    for (int32_t e = thread_index(); e < a.experts; e += block_threads())
-        now += shared_array(a, tokens, int64_t)[e];
-    atomic_add(&state->scratch[1], now);
-    block_barrier();
-    now = state->scratch[1];
-    add_distance(a, counts, now, total);
+    for (int32_t r = thread_index(); r < a.ranks; r += block_threads())
+        add_distance(state, fixed_tokens(a, r), fixed[r]);
     block_barrier();
     wide distance = ((((wide)state->limbs[2] << 42) + state->limbs[1]) << 42) + state->limbs[0];
-    wide scale = (wide)now * total;
+    wide scale = (wide)state->batch[0] * state->batch[1];
     if (scale < (wide)1 << 96) return distance << TOLERANCE_BITS <= scale * a.reuse;
     return distance <= (scale >> TOLERANCE_BITS) * a.reuse;
 }

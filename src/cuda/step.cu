@@ -150,10 +150,16 @@ DEVICE void write_report(const step &a) {
     if (exact && !header_of(a)->speeds) report->bound_denominator = header_of(a)->first_speed;
 }
 
+/* Whether the plan is one for the cache. */
+DEVICE bool keeps_plan(const step &a) {
+    const block_state *state = state_of(a);
+    return a.reuse && !state->reused && !state->failed && state->movable;
+}
+
 DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
     const block_state *state = state_of(a);
     int32_t other = state->cached ? 1 - state->current : 0;
-    int64_t *cached = a.cached + other * (int64_t)(a.experts + a.slots);
+    int64_t *cached = a.cached + other * cached_words(a);
     const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
     const int64_t *tokens = shared_array(a, tokens, int64_t);
@@ -163,6 +169,9 @@ DEVICE void keep_plan(const step &a, int32_t from, int32_t threads) {
     for (int32_t h = from; h < header_of(a)->hosts; h += threads)
         cached[a.experts + h] =
             expert[host[h].expert].hosts == 1 ? tokens[host[h].expert] : host_tokens(a, state, h);
+    ROLLED
+    for (int32_t r = from; r < a.ranks; r += threads)
+        cached[a.experts + a.slots + r] = fixed_tokens(a, r);
 }
 
 /* What the sources shared; nothing of the others if they did not. */
@@ -201,7 +210,7 @@ DEVICE_CALL void write_results(const step &a, int32_t from, int32_t threads) {
     for (int32_t q = from; a.loads && q < a.ranks; q += threads)
         a.loads[rank_id[q]] =
             state->narrow ? shared_array(a, load, int32_t)[q] : shared_array(a, load, int64_t)[q];
-    if (a.reuse && !state->reused && !state->failed) keep_plan(a, from, threads);
+    if (keeps_plan(a)) keep_plan(a, from, threads);
 }
 
 /* What changes between steps, once all is done. */
@@ -209,7 +218,7 @@ DEVICE_CALL void advance_memory(const step &a) {
     const block_state *state = state_of(a);
     if (thread_index() != 0) return;
     if (shares_with_peers(a)) end_turn(a);
-    if (!(a.stages & LPLB__CUDA_STAGE_SOLVE) || !a.reuse || state->reused || state->failed) return;
+    if (!(a.stages & LPLB__CUDA_STAGE_SOLVE) || !keeps_plan(a)) return;
     a.memory->current = state->cached ? 1 - state->current : 0;
     a.memory->cached = 1;
 }

@@ -159,7 +159,7 @@ typedef struct lplb__cuda_step {
     lplb__cuda_shared shared;
     uint64_t *words;  /* [E][blocks], [blocks][E] counts that carry their epoch (share.cuh) */
     uint64_t *totals; /* [TOTAL_WORDS] */
-    int64_t *cached;  /* [2][E+P] counts and split of the cached plan */
+    int64_t *cached;  /* [2][E+P+G] counts, split and fixed of the cached plan */
     int32_t blocks;
     int32_t solver;
     int64_t tolerance; /* fixed point, 0 = none */

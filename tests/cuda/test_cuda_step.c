@@ -108,8 +108,8 @@ static void test_pieces(void) {
 }
 
 static void test_number_of_ids_on_the_device(void) {
-    static const int64_t tokens[] = {0, 1, 250, 437, 1000, -5};
-    check_numbers_on_the_device(3500, tokens, 6);
+    static const int64_t tokens[] = {0, 1, 250, 436, 437, 438, 1000, -5};
+    check_numbers_on_the_device(3500, tokens, 8);
 }
 
 static void test_shares(void) {
@@ -184,22 +184,6 @@ static void test_bad_ids(void) {
     world_destroy(&w);
 }
 
-/* Every id still gets a slot of its own expert. */
-static void check_valid(const world *w, const id_arrays *arrays, const char *what) {
-    int64_t *out = malloc((size_t)w->n * 8);
-    gpu_fetch(out, arrays->out, w->n, 8);
-    for (int64_t i = 0; i < w->n; i++) {
-        bool ok = w->ids[i] < 0 ? out[i] == -1
-                                : out[i] >= 0 && out[i] < w->placement->slots &&
-                                      w->placement->physical_to_logical[out[i]] == w->ids[i];
-        if (ok) continue;
-        CHECK(false, "%s: id %lld went to slot %lld", what, (long long)w->ids[i],
-              (long long)out[i]);
-        break;
-    }
-    free(out);
-}
-
 static void test_bad_counts(void) {
     static const struct {
         int64_t value;
@@ -207,7 +191,7 @@ static void test_bad_counts(void) {
         lplb_status code;
         int64_t detail;
     } cases[] = {{1 << 20, 0, 5, LPLB_INVALID, 5},
-                 {-1, 1, 9, LPLB_RANGE, 9},
+                 {-1, 1, 9, LPLB_RANGE, (int64_t)LPLB_CUDA_DETAIL_COUNT + 9},
                  {LPLB_MAX_TOKENS, 1, 3, LPLB_OVERFLOW, 0},
                  {INT64_MAX, 1, 3, LPLB_OVERFLOW, 0}};
     world w;
@@ -269,6 +253,29 @@ static void test_counter(void) {
     CHECK(lplb_cuda_solve(planner, &problem, gpu_stream()) == LPLB_UNSUPPORTED, "uint8 counter");
     gpu_free(problem.counter);
     id_arrays_destroy(&arrays);
+    lplb_cuda_planner_destroy(planner);
+    world_destroy(&w);
+}
+
+/* Negative fixed tokens are those of a rank. */
+static void test_bad_fixed(void) {
+    world w;
+    lplb_cuda_report report;
+    world_create("eplb32", 0, 1, 10, &w);
+    world_draw(&w, 1);
+    lplb_cuda_planner *planner = make_planner(&w, 0, 0);
+    int64_t *fixed = calloc((size_t)w.placement->ranks, sizeof *fixed);
+    fixed[11] = -3;
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .source_counts = w.device_counts};
+    int64_t *device = gpu_copy(fixed, w.placement->ranks, sizeof *fixed);
+    problem.fixed = device;
+    OK(lplb_cuda_solve(planner, &problem, gpu_stream()));
+    OK(lplb_cuda_report_read(planner, gpu_stream(), &report));
+    CHECK(lplb_cuda_report_status(&report) == LPLB_RANGE && strstr(lplb_error_message(), "rank 11"),
+          "bad fixed: %s", lplb_error_message());
+    expect_error(planner, LPLB_RANGE, (int64_t)LPLB_CUDA_DETAIL_FIXED + 11, "bad fixed");
+    gpu_free(device);
+    free(fixed);
     lplb_cuda_planner_destroy(planner);
     world_destroy(&w);
 }
@@ -451,45 +458,6 @@ static void test_async(void) {
     CUDA(cudaStreamDestroy(side));
 }
 
-/* ---- the plan cache ---- */
-
-static void test_cache(void) {
-    world w;
-    id_arrays arrays;
-    lplb_cuda_report report;
-    world_create("eplb32", 0, 1, 20000, &w);
-    lplb_cuda_planner *planner = make_planner(&w, 0, 0.2);
-    id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
-    lplb_cuda_problem problem = problem_of(&w);
-    world_draw(&w, 1);
-    for (int k = 0; k < 4; k++) {
-        /* 0: plans; 1: the same batch; 2: a similar one; 3: another */
-        if (k == 2) world_draw(&w, 2);
-        if (k == 3)
-            for (int64_t i = 0; i < w.n; i++) w.ids[i] = i % 7;
-        put_ids(&arrays, w.ids);
-        OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
-        check_report(planner, "cache");
-        OK(lplb_cuda_report_read(planner, gpu_stream(), &report));
-        CHECK(report.reused == (k == 1 || k == 2), "batch %d: reused %d", k, report.reused);
-        if (k < 2) check_slots(&arrays, w.slots, w.n, "cache");
-        check_valid(&w, &arrays, "cache");
-        int64_t best = 0;
-        for (int32_t r = 0; r < w.placement->ranks; r++)
-            if (w.loads[r] > best) best = w.loads[r];
-        if (k == 2)
-            CHECK((double)report.max_load < 1.3 * (double)best, "reused shares: %lld, best %lld",
-                  (long long)report.max_load, (long long)best);
-    }
-    OK(lplb_cuda_planner_update(planner, w.placement, 0, gpu_stream()));
-    OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
-    OK(lplb_cuda_report_read(planner, gpu_stream(), &report));
-    CHECK(!report.reused, "an update must forget the plan");
-    id_arrays_destroy(&arrays);
-    lplb_cuda_planner_destroy(planner);
-    world_destroy(&w);
-}
-
 int main(int argc, char **argv) {
     const gpu_test tests[] = {{"run_sizes", test_run_sizes},
                               {"run_types", test_run_types},
@@ -502,11 +470,11 @@ int main(int argc, char **argv) {
                               {"counter", test_counter},
                               {"bad_ids", test_bad_ids},
                               {"bad_counts", test_bad_counts},
+                              {"bad_fixed", test_bad_fixed},
                               {"bad_split", test_bad_split},
                               {"refusals", test_refusals},
                               {"capture", test_capture},
                               {"update", test_update},
-                              {"async", test_async},
-                              {"cache", test_cache}};
+                              {"async", test_async}};
     return gpu_main(tests, (int)(sizeof tests / sizeof tests[0]), argc, argv);
 }

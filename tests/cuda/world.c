@@ -131,6 +131,22 @@ void check_slots(const id_arrays *a, const int64_t *expected, int64_t n, const c
     free(out);
 }
 
+/* Every id still gets a slot of its own expert. */
+void check_valid(const world *w, const id_arrays *arrays, const char *what) {
+    int64_t *out = malloc((size_t)w->n * 8);
+    gpu_fetch(out, arrays->out, w->n, 8);
+    for (int64_t i = 0; i < w->n; i++) {
+        bool ok = w->ids[i] < 0 ? out[i] == -1
+                                : out[i] >= 0 && out[i] < w->placement->slots &&
+                                      w->placement->physical_to_logical[out[i]] == w->ids[i];
+        if (ok) continue;
+        CHECK(false, "%s: id %lld went to slot %lld", what, (long long)w->ids[i],
+              (long long)out[i]);
+        break;
+    }
+    free(out);
+}
+
 lplb_cuda_problem problem_of(const world *w) {
     return (lplb_cuda_problem){.struct_size = sizeof(lplb_cuda_problem),
                                .source_counts = w->sources > 1 ? w->device_counts : NULL};
@@ -180,17 +196,34 @@ void check_numbers_on_the_device(int64_t most, const int64_t *tokens, int n_toke
     id_arrays_create(w.n, LPLB_INT64, LPLB_INT64, false, &arrays);
     int64_t *n_device = gpu_copy(NULL, 1, sizeof(int64_t)), all = w.n;
     lplb_cuda_problem problem = problem_of(&w);
+    problem.counts = gpu_copy(NULL, w.placement->experts, sizeof(int64_t));
+    int64_t *counts = calloc((size_t)w.placement->experts, sizeof *counts);
+    int64_t *untouched = calloc((size_t)all, sizeof *untouched), *out = calloc((size_t)all, 8);
+    for (int64_t at = 0; at < all; at++) untouched[at] = -7 - at;
     arrays.arguments.n_device = n_device;
     arrays.arguments.topk = 8;
     for (int i = 0; i < n_tokens; i++) {
         w.n = tokens[i] < 0 ? 0 : tokens[i] * 8 < all ? tokens[i] * 8 : all;
         world_draw(&w, (uint64_t)i);
         put_ids(&arrays, w.ids);
+        gpu_put(arrays.out, untouched, all, sizeof(int64_t));
         gpu_put(n_device, &tokens[i], 1, sizeof(int64_t));
         OK(lplb_cuda_run(planner, &arrays.arguments, &problem, gpu_stream()));
         check_report(planner, "n on the device");
         check_slots(&arrays, w.slots, w.n, "n on the device");
+        gpu_fetch(counts, problem.counts, w.placement->experts, sizeof(int64_t));
+        gpu_fetch(out, arrays.out, all, sizeof(int64_t));
+        for (int32_t e = 0; e < w.placement->experts; e++)
+            CHECK(counts[e] == w.counts[e], "%lld tokens: %lld ids of expert %d, expected %lld",
+                  (long long)tokens[i], (long long)counts[e], e, (long long)w.counts[e]);
+        for (int64_t at = w.n; at < all; at++)
+            CHECK(out[at] == untouched[at], "%lld tokens: id %lld was mapped", (long long)tokens[i],
+                  (long long)at);
     }
+    gpu_free(problem.counts);
+    free(untouched);
+    free(counts);
+    free(out);
     gpu_free(n_device);
     id_arrays_destroy(&arrays);
     lplb_cuda_planner_destroy(planner);

@@ -41,6 +41,8 @@ void id_arrays_create(int64_t n, lplb_dtype in, lplb_dtype out, bool in_place, i
 void id_arrays_destroy(id_arrays *a);
 void put_ids(id_arrays *a, const int64_t *ids);
 void check_slots(const id_arrays *a, const int64_t *expected, int64_t n, const char *what);
+/* Every id got a slot of its own expert. */
+void check_valid(const world *w, const id_arrays *arrays, const char *what);
 void check_report(lplb_cuda_planner *planner, const char *what);
 /* Steps of up to `most` ids, each of tokens[i] tokens of 8, a number that lies on the device. */
 void check_numbers_on_the_device(int64_t most, const int64_t *tokens, int n_tokens);
