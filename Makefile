@@ -37,21 +37,21 @@ demo: $(BUILD)/build.ninja
 test: deps
 	@$(CONFIGURE) -B $(BUILD) >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS)
-	@$(CTEST) --test-dir $(BUILD)
+	@cd $(BUILD) && $(CTEST)
 
 # Address and undefined-behaviour sanitizers, everything; fuzz targets replay their corpora.
 test-asan: deps
 	@$(CONFIGURE) -B $(BUILD)-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
 	    -DLPLB_SANITIZE=address,undefined >/dev/null
 	@cmake --build $(BUILD)-asan -j $(JOBS)
-	@$(CTEST) --test-dir $(BUILD)-asan
+	@cd $(BUILD)-asan && $(CTEST)
 
 # The thread sanitizer, on the tests that use threads.
 test-tsan: deps
 	@$(CONFIGURE) -B $(BUILD)-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
 	    -DLPLB_FUZZ=OFF -DLPLB_SANITIZE=thread >/dev/null
 	@cmake --build $(BUILD)-tsan -j $(JOBS) --target threaded_tests
-	@$(CTEST) --test-dir $(BUILD)-tsan -L threads
+	@cd $(BUILD)-tsan && $(CTEST) -L threads
 
 # A million steps of faults with each way of being late, over the manager's core and over the
 # manager with its threads: about five minutes on two cores.
@@ -90,7 +90,7 @@ fuzz:
 	@CC=clang $(CONFIGURE) -B $(BUILD)-fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLPLB_BENCH=OFF \
 	    -DLPLB_TESTS=OFF -DLPLB_LIBFUZZER=ON -DLPLB_SANITIZE=address,undefined >/dev/null
 	@cmake --build $(BUILD)-fuzz -j $(JOBS)
-	@$(CTEST) --test-dir $(BUILD)-fuzz
+	@cd $(BUILD)-fuzz && $(CTEST)
 
 bench:
 	@$(DEPS) build bench
