@@ -631,15 +631,28 @@ def _group_of_buffer(buffer: Any, present: Any) -> Any:
     if missing or not hasattr(buffer, "group"):
         raise c.bad(f"init_from_deep_ep takes a DeepEP buffer, which has group, dispatch and "
                     f"combine; a {type(buffer).__name__} was given")
-    if buffer.group is None and present is None:
-        raise c.bad("this buffer was made without a torch.distributed group: give the planner one "
-                    "of the same ranks as group=, or a Communicator")
-    if buffer.group is None:
+    group = buffer.group
+    if group is None or hasattr(group, "Get_size"):  # mpi4py's, where DeepEP was given comm=
+        if present is None:
+            raise c.bad("this buffer was made without a torch.distributed group: give the planner "
+                        "one of the same ranks as group=, or a Communicator")
+        if group is not None:
+            _check_same_ranks(group, present)
         return present
-    if not (hasattr(buffer.group, "size") and hasattr(buffer.group, "rank")):
-        raise c.bad(f"the buffer's group is a {type(buffer.group).__name__}, not a "
+    if not (hasattr(group, "size") and hasattr(group, "rank")):
+        raise c.bad(f"the buffer's group is a {type(group).__name__}, not a "
                     "torch.distributed group")
-    return buffer.group
+    return group
+
+
+def _check_same_ranks(mpi: Any, present: Any) -> None:
+    """The ids that `run` returns number ranks as the planner's group does; so must the buffer."""
+    if mpi.Get_size() != present.size():
+        raise c.bad(f"the buffer's communicator has {mpi.Get_size()} ranks, the planner "
+                    f"{present.size()}")
+    if mpi.Get_rank() != present.rank():
+        raise c.bad(f"this process is rank {mpi.Get_rank()} of the buffer's communicator and rank "
+                    f"{present.rank()} of the planner's group; both must number the ranks alike")
 
 
 def _check_r2o(r2o: np.ndarray) -> None:

@@ -200,9 +200,23 @@ class Buffer:
     combine = dispatch
 
 
+class MpiComm:
+    """As much of mpi4py's communicator: what DeepEP's `comm=` leaves in `buffer.group`."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size  # numbers, not methods as torch's
+
+    def Get_rank(self):
+        return self.rank
+
+    def Get_size(self):
+        return self.size
+
+
 def test_init_from_deep_ep_without_torch_group():
     planner = lplb.Planner(CUBE, 80, 64, 8)
     for wrong, message in [(object(), "a object was given"), (Buffer(None), "group="),
+                           (Buffer(MpiComm(0, 8)), "without a torch.distributed group"),
                            (Buffer(3), "group is a int"),
                            (Buffer(lplb.Communicator.local()), "1 ranks, the planner 8")]:
         with pytest.raises(lplb.InputError, match=message):
@@ -212,6 +226,11 @@ def test_init_from_deep_ep_without_torch_group():
     alone = lplb.Planner.from_placement(np.arange(8), 8, ep_size=1, group=comm)
     alone.init_from_deep_ep(Buffer(None))  # the planner's own group does
     assert alone.deep_ep_initialized and alone.ep_group is comm
+    alone.init_from_deep_ep(Buffer(MpiComm(0, 1)))  # so it does for a buffer over mpi4py
+    assert alone.ep_group is comm
+    for wrong, message in [(MpiComm(0, 2), "2 ranks, the planner 1"), (MpiComm(1, 1), "rank 1")]:
+        with pytest.raises(lplb.InputError, match=message):
+            alone.init_from_deep_ep(Buffer(wrong))
     other = lplb.Communicator.local()
     alone.init_from_deep_ep(Buffer(other))  # another buffer takes its place
     assert alone.ep_group is other and (alone.run(np.arange(8)) == np.arange(8)).all()
