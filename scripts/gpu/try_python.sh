@@ -53,7 +53,7 @@ part one_gpu 150 "$python" -m pytest -q -p no:cacheprovider tests/python/test_gp
 SHOW=12 part eager_cost 60 "$python" bench/python/bench_run.py
 if [ "$gpus" -gt 1 ]; then
     torchrun=("$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus")
-    part ranks_equal 60 "${torchrun[@]}" tests/python/gpu_ranks.py equal moved
+    part ranks_equal 100 "${torchrun[@]}" tests/python/gpu_ranks.py equal equal_local moved
     part example 60 "${torchrun[@]}" examples/torch_moe.py
     if [ -n "$builder" ]; then
         wait $builder || failed+=("deepep_build ($?)")

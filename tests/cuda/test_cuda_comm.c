@@ -11,31 +11,9 @@
 
 #include "base/rng.h"
 #include "gpu.h"
+#include "meeting.h"
 
-enum { MOST_RANKS = 8, MOST_IDS = 700 };
-
-/* ---- an exchange among threads ---- */
-
-typedef struct meeting {
-    pthread_barrier_t barrier;
-    unsigned char card[MOST_RANKS][256];
-    int32_t ranks;
-} meeting;
-
-typedef struct member {
-    meeting *all;
-    int32_t rank;
-} member;
-
-static lplb_status exchange(void *state, const void *send, void *receive, int64_t bytes) {
-    const member *m = state;
-    memcpy(m->all->card[m->rank], send, (size_t)bytes);
-    pthread_barrier_wait(&m->all->barrier);
-    for (int32_t r = 0; r < m->all->ranks; r++)
-        memcpy((unsigned char *)receive + r * bytes, m->all->card[r], (size_t)bytes);
-    pthread_barrier_wait(&m->all->barrier);
-    return LPLB_OK;
-}
+enum { MOST_IDS = 700 };
 
 /* ---- an all-gather of one's own: the tests' NCCL, by hand ---- */
 

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 tests/python/gpu_ranks.py [SECTION...]
 
-Sections: equal (plans and ids of the ranks against one CPU planner), deepep (dispatch, experts and
-combine with balanced ids; by DeepEP where it can be imported, else by a stand-in), moved (a rank
-with another placement). They also run on CPUs over gloo, in the tests. What they cost is measured
-by bench/python/bench_node.py.
+Sections: equal (plans and ids of the ranks against one CPU planner), equal_local (the same with
+locality: also what stays on its rank), deepep (dispatch, experts and combine with balanced ids; by
+DeepEP where it can be imported, else by a stand-in), moved (a rank with another placement). They
+also run on CPUs over gloo, in the tests. What they cost is measured by bench/python/bench_node.py.
 """
 
 import importlib.util
@@ -18,10 +18,13 @@ if __name__ == "__main__":
     root = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(root / "python"), str(root / "tests" / "python"), str(root / "examples")]
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 import lplb
+from lplb import _cpu
+from lplb._arrays import Ids
 
 
 def ring(ranks, columns=1):
@@ -60,6 +63,82 @@ def equal(group, device):
         assert planner.last_status.ok
         worst = max(worst, best.imbalance)
     return {"batches": 20, "worst_imbalance": round(worst, 4)}
+
+
+class KnownCounts:
+    """In place of a communicator, for a CPU step whose source_counts are filled in by hand."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def size(self):
+        return self.ranks
+
+
+def keep_local(group, device, transport):
+    """Batches without and with locality: what each rank gets, and what stays where it was."""
+    ranks, rank, experts = group.size(), group.rank(), 64
+    draw = torch.Generator().manual_seed(5)
+    spare = torch.randint(0, experts, (ranks * 8,), generator=draw)
+    table = torch.cat([torch.arange(experts).reshape(ranks, -1), spare.reshape(ranks, -1)], 1)
+    table = table.reshape(-1)
+    per_rank = table.numel() // ranks
+    planner = lplb.Planner.from_placement(table.to(device), experts, group=group,
+                                          transport=transport)
+    alone = _cpu.Step(planner.placement, "exact", KnownCounts(ranks), rank, range(ranks),
+                      planner._node, 1, 0, planner._home)
+    plain, kept, total = 0, 0, 0
+    for batch in range(20):
+        # none, one block of a GPU's step, or several
+        tokens = 0 if (rank + batch) % 5 == 0 else 100 + 37 * rank + 997 * (batch % 4)
+        ids = skewed_ids((tokens, 4), experts, 1000 * batch + rank, 0.4).to(device)
+        ids[:, 0] = (ids[:, 0] + rank * experts // ranks) % experts  # favourites of its own
+        for locality in (False, True):
+            out = planner.run(ids, locality=locality)
+            assert planner.last_status.ok, planner.last_status
+            assert torch.equal(table.to(device)[out], ids)
+            own = torch.bincount(ids.reshape(-1), minlength=experts)
+            sent = torch.bincount(out.reshape(-1), minlength=table.numel())
+            every = [torch.empty_like(own) for _ in range(ranks)]
+            slots = [torch.empty_like(sent) for _ in range(ranks)]
+            dist.all_gather(every, own, group=group)
+            dist.all_gather(slots, sent, group=group)
+            counts = torch.stack(every).cpu().numpy()
+            here = by_rank(torch.stack(slots).cpu().numpy(), table.numpy(), per_rank, experts)
+            plan = planner.last_plan
+            assert plan.max_load == planner.plan(counts.sum(0)).max_load
+            got = here.sum(0)[plan.hosts.rank, plan.hosts.expert]
+            assert (got == plan.split).all(), batch
+            stay = int(here[range(ranks), range(ranks)].sum())
+            if not locality:
+                plain += stay
+                continue
+            could = np.minimum(plan.split, counts[plan.hosts.rank, plan.hosts.expert]).sum()
+            assert stay == could, (batch, stay, int(could))
+            kept, total = kept + stay, total + int(counts.sum())
+            # a GPU's split is that without locality
+            alone.source_counts[:] = counts
+            alone.solve(device.type == "cpu")
+            assert (alone.solver.split == plan.split).all()
+            ids_on_cpu, expected = Ids(ids.cpu()), Ids(torch.empty_like(ids, device="cpu"))
+            alone.map(ids_on_cpu, expected, True)
+            assert torch.equal(expected.array, out.cpu()), batch
+    assert kept > plain
+    return {"stay_on_rank": round(kept / total, 4), "without_locality": round(plain / total, 4)}
+
+
+def equal_local(group, device, transports=("p2p", "nccl")):
+    """As `equal` with locality: every (expert, rank) gets what the plan says, no other ids could
+    leave more tokens of any expert on their rank, and each id's slot is that of the CPU."""
+    return {name: keep_local(group, device, name) for name in transports}
+
+
+def by_rank(slots, table, per_rank, experts):
+    """Tokens [source][rank][E] of tokens [source][P]."""
+    out = np.zeros((len(slots), len(table) // per_rank, experts), np.int64)
+    for slot, expert in enumerate(table):
+        out[:, slot // per_rank, expert] += slots[:, slot]
+    return out
 
 
 def deepep(group, device, buffer_class=None):
@@ -146,7 +225,7 @@ def moved(group, device, transports=("p2p", "nvshmem", "nccl", "torch")):
     return results
 
 
-SECTIONS = {"equal": equal, "deepep": deepep, "moved": moved}
+SECTIONS = {"equal": equal, "equal_local": equal_local, "deepep": deepep, "moved": moved}
 
 
 def main():

@@ -305,6 +305,7 @@ def gloo_sections(rank, ranks, port):
     group = join(rank, ranks, port)
     device = torch.device("cpu")
     gpu_ranks.equal(group, device)
+    gpu_ranks.equal_local(group, device, ("auto", "torch"))
     gpu_ranks.moved(group, device, ("auto", "torch"))
     result = gpu_ranks.deepep(group, device, Buffer)
     dist.destroy_process_group()

@@ -6,6 +6,8 @@
 #include <time.h>
 #include <ucontext.h>
 
+#include <atomic>
+#include <deque>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -26,6 +28,10 @@ struct fibre {
     unsigned char *stack;
 };
 
+struct sent_word {
+    uint64_t *to, value, arrives; /* round */
+};
+
 struct machine {
     void (*kernel)(const void *);
     const void *arguments;
@@ -33,10 +39,14 @@ struct machine {
     fibre *current;
     ucontext_t back_start;
     jmp_buf back;
-    uint64_t random;
+    uint64_t random, round;
+    uint64_t delay; /* rounds that half of the words it sends are under way */
+    std::deque<sent_word> sent;
 };
 
 thread_local machine *now;
+std::atomic<uint64_t> host_threads;
+thread_local uint64_t launches = host_threads++ << 32; /* of this thread, behind its number */
 uint64_t seed;
 
 uint64_t next_random() {
@@ -111,10 +121,17 @@ bool is_ready(const fibre &f) {
     return !f.done && (!f.thread.wait || *f.thread.wait >= f.thread.until);
 }
 
+/* Those that have arrived by now, in the order in which they were sent. */
+void deliver(uint64_t round) {
+    std::deque<sent_word> &sent = now->sent;
+    for (; !sent.empty() && sent.front().arrives <= round; sent.pop_front())
+        __atomic_store_n(sent.front().to, sent.front().value, __ATOMIC_RELAXED);
+}
+
 /* Goes round until all are done. */
 void run_all() {
     size_t n = now->fibres.size(), left = n;
-    while (left) {
+    for (; left; deliver(now->round++)) {
         size_t ran = 0, start = seed ? next_random() % n : 0;
         uint64_t lazy = seed ? next_random() : 0; /* warps that pause in this round */
         for (size_t i = 0; i < n; i++) {
@@ -141,6 +158,12 @@ void emulated_wait(const uint64_t *counter, uint64_t value) {
     self->until = value;
     leave(now->current);
     emulated_self->wait = NULL;
+}
+
+void emulated_send(uint64_t *word, uint64_t value) {
+    if (now->delay && (next_random() >> 32) % 2)
+        now->sent.push_back({word, value, now->round + now->delay});
+    else __atomic_store_n(word, value, __ATOMIC_RELAXED);
 }
 
 void emulated_gather(uint64_t value, uint64_t *all) {
@@ -178,6 +201,15 @@ uint64_t clock_ns() {
 
 void emulated_seed(uint64_t value) { seed = value; }
 
+/* One launch of four is slow to send, if the test asks for it. (splitmix64 of Vigna.) */
+static uint64_t draw_delay() {
+    const char *rounds = getenv("LPLB_EMULATOR_DELAY");
+    uint64_t x = (seed + launches++) * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return rounds && (x ^ x >> 31) % 4 == 0 ? strtoull(rounds, NULL, 10) : 0;
+}
+
 void emulated_launch(void (*kernel)(const void *), const void *arguments, int blocks, int threads,
                      size_t shared_bytes) {
     machine m;
@@ -192,6 +224,8 @@ void emulated_launch(void (*kernel)(const void *), const void *arguments, int bl
     m.kernel = kernel;
     m.arguments = arguments;
     m.random = seed * 2 + 1;
+    m.round = 0;
+    m.delay = draw_delay();
     m.fibres.resize((size_t)(blocks * threads));
     for (int b = 0; b < blocks; b++) {
         block[(size_t)b].shared = shared.data() + shared_bytes * (size_t)b;
@@ -208,6 +242,7 @@ void emulated_launch(void (*kernel)(const void *), const void *arguments, int bl
     machine *outer = now;
     now = &m;
     run_all();
+    deliver(UINT64_MAX);
     now = outer;
     free(stack);
 }

@@ -47,6 +47,9 @@ struct emulated_thread {
 extern thread_local emulated_thread *emulated_self;
 /* Runs other fibres until *counter >= value; counter NULL: at least once around. */
 void emulated_wait(const uint64_t *counter, uint64_t value);
+/* Stores a word that may be under way for a while, as relaxed stores to memory that GPUs share are:
+ * what the thread does next can be seen first, its own reads of the word included. */
+void emulated_send(uint64_t *word, uint64_t value);
 /* The values that all lanes of the warp give, by lane. */
 void emulated_gather(uint64_t value, uint64_t *all);
 bool emulated_barrier_any(int id, int threads, bool predicate);
@@ -130,9 +133,7 @@ DEVICE void store_word(uint64_t *word, uint64_t value) { *word = value; }
 DEVICE uint64_t load_peer_word(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
-DEVICE void store_peer_word(uint64_t *word, uint64_t value) {
-    __atomic_store_n(word, value, __ATOMIC_RELAXED);
-}
+DEVICE void store_peer_word(uint64_t *word, uint64_t value) { emulated_send(word, value); }
 DEVICE void spin_pause() { emulated_wait(NULL, 0); }
 uint64_t clock_ns();
 
