@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/rng.h"
 
@@ -322,6 +324,41 @@ static void test_count(void **state) {
     free(ids);
 }
 
+/* A child has its parent's dispatcher, but none of its threads. */
+static void test_fork(void **state) {
+    (void)state;
+#ifdef __SANITIZE_THREAD__
+    skip(); /* it knows no threads in children */
+#endif
+    enum { N = 400000, E = 8 };
+    lplb_placement *placement;
+    lplb_dispatcher *d;
+    assert_int_equal(lplb_placement_create(1, E, E, 2, NULL, &placement), LPLB_OK);
+    lplb_placement_fill_trivial(placement);
+    assert_int_equal(lplb_dispatcher_create(placement, 0, 1, NULL, NULL, 3, &d), LPLB_OK);
+    int32_t *ids = malloc(N * sizeof *ids);
+    for (int i = 0; i < N; i++) ids[i] = i % E;
+    int64_t counts[E], again[E] = {0};
+    assert_int_equal(lplb_dispatch_count(d, ids, LPLB_INT32, N, counts), LPLB_OK);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        alarm(60); /* a child that waits for threads that are not there ends, too */
+        bool good = lplb_dispatch_count(d, ids, LPLB_INT32, N, again) == LPLB_OK;
+        good = good && memcmp(counts, again, sizeof counts) == 0;
+        lplb_dispatcher_destroy(d);
+        _exit(good ? 0 : 1);
+    }
+    int ended;
+    assert_int_equal(waitpid(child, &ended, 0), child);
+    assert_true(WIFEXITED(ended) && WEXITSTATUS(ended) == 0);
+    assert_int_equal(lplb_dispatch_count(d, ids, LPLB_INT32, N, again), LPLB_OK);
+    assert_memory_equal(counts, again, sizeof counts);
+    lplb_dispatcher_destroy(d);
+    lplb_placement_destroy(placement);
+    free(ids);
+}
+
 static void test_ratio(void **state) {
     (void)state;
     static int64_t slots[MAX_S][MAX_N];
@@ -481,6 +518,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_random, print_seed),
         cmocka_unit_test(test_same_for_all),
         cmocka_unit_test(test_count),
+        cmocka_unit_test(test_fork),
         cmocka_unit_test_teardown(test_ratio, print_seed),
         cmocka_unit_test(test_ratio_sources),
         cmocka_unit_test(test_errors),

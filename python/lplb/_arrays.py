@@ -63,7 +63,7 @@ def device_index(x: Any) -> int:
 def as_numpy(x: Any, dtype: Any = None) -> np.ndarray:
     """x as a numpy array; shares memory where it can (CPU, same dtype), else copies."""
     if is_torch(x):
-        out = x.detach().cpu().numpy()
+        out = _of_tensor(x)
     elif isinstance(x, np.ndarray):
         out = x
     elif hasattr(x, "__dlpack__") and not is_device(x):
@@ -71,21 +71,53 @@ def as_numpy(x: Any, dtype: Any = None) -> np.ndarray:
     elif is_device(x) and hasattr(x, "get"):  # CuPy
         out = x.get()
     else:
-        out = np.asarray(x)
+        try:
+            out = np.asarray(x)
+        except ValueError as error:  # rows of unequal lengths
+            raise bad(f"a {type(x).__name__} is no array: {error}") from None
     return out if dtype is None or out.dtype == dtype else out.astype(dtype)
 
 
-def as_integers(x: Any, what: str) -> np.ndarray:
-    """x as contiguous int64; floats only where they are whole numbers."""
+def _of_tensor(x: Any) -> np.ndarray:
+    torch = sys.modules["torch"]
+    if x.layout != torch.strided:
+        raise bad(f"a tensor has the layout {x.layout}; give x.to_dense()", UNSUPPORTED)
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def as_integers(x: Any, what: str, dtype: Any = np.int64) -> np.ndarray:
+    """x as contiguous integers of this type; floats only where they are whole numbers. Errors name
+    the first value that does not fit, and where it is."""
     out = as_numpy(x)
-    if out.dtype.kind == "f":
-        whole = np.rint(out)
-        if not np.array_equal(whole, out):
-            raise bad(f"{what} must be whole numbers", RANGE)
-        out = whole
-    elif out.dtype.kind not in "iu":
+    if out.dtype == dtype:
+        return np.ascontiguousarray(out)
+    if out.dtype.kind not in "fiu" and out.size:
         raise bad(f"{what} must be integers, not {out.dtype}", UNSUPPORTED)
-    return np.ascontiguousarray(out, dtype=np.int64)
+    bits = np.iinfo(dtype)
+    if out.dtype.kind == "f":
+        _refuse(out, ~np.isfinite(out) | (np.rint(out) != out), what, "must be whole numbers")
+        # 2^63 - 1 itself is no float64: compare with the first power that is too large.
+        _refuse(out, (out < float(bits.min)) | (out >= -float(bits.min)), what,
+                f"does not fit {bits.bits} bits")
+    elif np.iinfo(out.dtype if out.size else dtype).max > bits.max:
+        _refuse(out, (out < bits.min) | (out > bits.max), what, f"does not fit {bits.bits} bits")
+    return np.ascontiguousarray(out, dtype=dtype)
+
+
+def _refuse(values: np.ndarray, wrong: np.ndarray, what: str, why: str) -> None:
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        index = "".join(f"[{i}]" for i in at)
+        raise bad(f"{what}{index} is {values[at]}: {why}", RANGE)
+
+
+def as_loads(x: Any, what: str) -> np.ndarray:
+    """x as real numbers, which loads and weights are."""
+    out = as_numpy(x)
+    if out.dtype.kind not in "fiu":
+        raise bad(f"{what} must be numbers, not {out.dtype}", UNSUPPORTED)
+    return out
 
 
 def like(values: np.ndarray, model: Any) -> Array:
@@ -93,7 +125,7 @@ def like(values: np.ndarray, model: Any) -> Array:
     if not is_torch(model):
         return values
     torch = sys.modules["torch"]
-    return torch.from_numpy(np.ascontiguousarray(values)).to(model.device)
+    return torch.from_numpy(np.require(values, requirements="CW")).to(model.device)
 
 
 def address(x: np.ndarray) -> int:

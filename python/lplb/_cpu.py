@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Ids, address, as_numpy
+from ._checks import Unique
 from .comm import Communicator
 from .placement import Placement
 from .plan import HostTable, Solver
@@ -18,7 +19,7 @@ from .plan import HostTable, Solver
 COMM_FAILURES = {c.TIMEOUT, c.REMOTE, c.DISAGREE}
 
 
-class Step:
+class Step(Unique):
     """Balances one layer's ids for one source (this rank) of S.
 
     counts int64 [E]: of the last batch, this source's. source_counts int64 [S][E]: of all sources.

@@ -19,6 +19,7 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import address
+from ._checks import INT64, Unique, filled, integer
 
 DEFAULT_TIMEOUT = 10.0
 
@@ -28,8 +29,10 @@ def counts_bytes(n_experts: int) -> int:
     return max(256, (n_experts + 2) * 8)
 
 
-class Communicator:
+class Communicator(Unique):
     """A group of ranks; make one with `local`, `shared_memory`, `torch_group` or `from_group`."""
+
+    _instead = "make one anew on all ranks, or share this one"
 
     def __init__(self, handle: ctypes.c_void_p, keep: Any = None,
                  interrupts: list[BaseException] | None = None) -> None:
@@ -56,8 +59,9 @@ class Communicator:
         Waits until all ranks have joined, at most `timeout` seconds.
         """
         handle = ctypes.c_void_p()
-        c.check(c.lib().lplb_comm_create_shm(name.encode(), rank, ranks, max_bytes,
-                                                 _nanoseconds(timeout), ctypes.byref(handle)))
+        c.check(c.lib().lplb_comm_create_shm(
+            name.encode(), integer(rank, "rank"), integer(ranks, "ranks"),
+            integer(max_bytes, "max_bytes", *INT64), _nanoseconds(timeout), ctypes.byref(handle)))
         return cls(handle)
 
     @classmethod
@@ -87,8 +91,8 @@ class Communicator:
                 return c.TIMEOUT if isinstance(error, TimeoutError) else c.REMOTE
 
         callback = c.ALL_GATHER(gather)
-        transport = c.Transport(struct_size=ctypes.sizeof(c.Transport), name=name.encode(),
-                                rank=rank, ranks=ranks, max_bytes=max_bytes, all_gather=callback)
+        transport = filled(c.Transport, struct_size=ctypes.sizeof(c.Transport), name=name.encode(),
+                           rank=rank, ranks=ranks, max_bytes=max_bytes, all_gather=callback)
         handle = ctypes.c_void_p()
         c.check(c.lib().lplb_comm_create(ctypes.byref(transport), _nanoseconds(timeout),
                                              ctypes.byref(handle)))

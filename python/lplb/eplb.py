@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import _library as c
-from ._arrays import Array, address, as_numpy, is_torch
+from ._arrays import Array, address, as_loads, as_numpy, is_torch
+from ._checks import integer
 from .placement import Placement, place
 
 __all__ = ["balanced_packing", "rebalance_experts", "rebalance_experts_hierarchical",
@@ -26,7 +27,8 @@ def balanced_packing(weight: Array, num_packs: int) -> tuple[Array, Array]:
     load = _weight(weight, "weight")
     index = np.empty(load.shape, np.int32)
     rank = np.empty(load.shape, np.int32)
-    c.check(c.lib().lplb_eplb_balanced_packing(address(load), *load.shape, num_packs,
+    c.check(c.lib().lplb_eplb_balanced_packing(address(load), *load.shape,
+                                                   integer(num_packs, "num_packs"),
                                                    address(index), address(rank)))
     return _like(weight, index, rank)
 
@@ -39,6 +41,7 @@ def replicate_experts(weight: Array, num_phy: int) -> tuple[Array, Array, Array]
     """
     load = _weight(weight, "weight")
     layers, n = load.shape
+    num_phy = integer(num_phy, "num_phy")
     phy2log = np.empty((layers, max(num_phy, 0)), np.int32)
     rank = np.empty_like(phy2log)
     logcnt = np.empty((layers, n), np.int32)
@@ -55,7 +58,7 @@ def rebalance_experts_hierarchical(weight: Array, num_physical_experts: int, num
     weight: [L][E]. Returns int64 phy2log [L][P], the number of each copy among its expert's [L][P],
     and the number of copies [L][E].
     """
-    if num_nodes < 1 or num_groups % num_nodes:
+    if integer(num_nodes, "num_nodes", 1) and integer(num_groups, "num_groups") % num_nodes:
         raise c.bad(f"{num_groups} groups do not divide into {num_nodes} nodes; rebalance_experts "
                     "then uses the global policy")
     load = _weight(weight, "weight")
@@ -88,6 +91,7 @@ def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nod
             raise c.bad(f"{', '.join(names)}: only algorithm=\"search\" takes this")
         load = _weight(weight, "weight")
         return _like(weight, *_rebalance(load, num_replicas, num_groups, num_nodes, num_gpus))
+    num_gpus = integer(num_gpus, "num_gpus", 1)
     if previous is not None and not isinstance(previous, Placement):
         previous = Placement(previous, num_gpus, n_logical_experts=int(weight.shape[-1]))
     load = np.rint(as_numpy(weight).astype(np.float64)).astype(np.int64)
@@ -100,6 +104,9 @@ def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nod
 def _rebalance(load: np.ndarray, slots: int, groups: int, nodes: int, gpus: int
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     layers, n = load.shape
+    slots = integer(slots, "the number of physical experts")
+    groups, nodes = integer(groups, "num_groups"), integer(nodes, "num_nodes")
+    gpus = integer(gpus, "num_gpus")
     phy2log = np.empty((layers, max(slots, 0)), np.int32)
     log2phy = np.empty((layers, n, max(slots - n, 0) + 1), np.int32)
     logcnt = np.empty((layers, n), np.int32)
@@ -110,7 +117,7 @@ def _rebalance(load: np.ndarray, slots: int, groups: int, nodes: int, gpus: int
 
 
 def _weight(weight: Array, what: str) -> np.ndarray:
-    load = as_numpy(weight)
+    load = as_loads(weight, what)
     if load.ndim != 2 or 0 in load.shape:
         raise c.bad(f"{what} has shape {load.shape}, must be [layers][items]")
     return np.ascontiguousarray(load, dtype=np.float32)

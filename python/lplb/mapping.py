@@ -10,7 +10,8 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Array, address, as_integers
-from .placement import Move, Placement
+from ._checks import expect
+from .placement import Move, Placement, dead_flags
 
 
 class _Recovery(ctypes.Structure):
@@ -48,34 +49,24 @@ class LostExperts(c.InputError):
         self.placement = placement
 
     def __reduce__(self):
-        return type(self), (self.status, self.message, self.experts, self.missing_slots)
+        return type(self), (self.status, self.message, self.experts, self.missing_slots,
+                            self.placement)
 
 
 def moves_of(moves: Any, n: int) -> list[Move]:
     return [Move(m.layer, m.slot, m.expert, m.rank, m.source_rank) for m in moves[:n]]
 
 
-def _dead(ranks: Sequence[int], count: int) -> np.ndarray:
-    dead = np.zeros(count, np.uint8)
-    if isinstance(ranks, (int, np.integer)):
-        raise c.bad(f"dead ranks are a list, such as [{ranks}]")
-    for r in ranks:
-        if not 0 <= r < count:
-            raise c.bad(f"dead rank {r} is outside [0, {count})", c.RANGE)
-        dead[r] = 1
-    return dead
-
-
 def validate(placement: Placement, dead_ranks: Sequence[int] = (), full: bool = False) -> None:
     """Raises for the first reason why a mapping must not be used: an expert without a slot, an id
     out of range, something on a dead rank, or, with `full`, an empty slot of a live rank."""
-    dead = _dead(dead_ranks, placement.ranks)
+    dead = dead_flags(dead_ranks, expect(placement, Placement, "placement").ranks)
     c.check(c.lib().lplb_mapping_validate(placement._handle, address(dead), full))
 
 
 def digest(placement: Placement) -> int:
     """The same on every machine for the same mapping: what ranks compare."""
-    return c.lib().lplb_mapping_digest(placement._handle)
+    return c.lib().lplb_mapping_digest(expect(placement, Placement, "placement")._handle)
 
 
 def recover(placement: Placement, dead_ranks: Sequence[int], load: Array | None = None
@@ -85,7 +76,7 @@ def recover(placement: Placement, dead_ranks: Sequence[int], load: Array | None 
     Raises LostExperts, which carries everything that is lost, where an expert has no copy left.
     load [L][E]: whose redundant copies make room then (those whose going hurts least).
     """
-    dead = _dead(dead_ranks, placement.ranks)
+    dead = dead_flags(dead_ranks, expect(placement, Placement, "placement").ranks)
     counts = None
     if load is not None:
         counts = as_integers(load, "load")

@@ -10,7 +10,8 @@ from typing import Any, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from . import _library as c
-from ._arrays import Array, address, as_integers, as_numpy
+from ._arrays import Array, address, as_integers, as_loads
+from ._checks import INT64, expect, filled, integer
 
 # lplb_placement_format in include/lplb/trace.h.
 FORMATS = {"sglang": 0, "vllm": 1, "trtllm": 2, "vllm-ascend": 3, "omni": 4}
@@ -48,13 +49,23 @@ class Placement:
             raise c.bad(f"physical_to_logical_map: expert {int(table.min())}..{largest} is out of "
                         "range", c.RANGE)
         self.physical_to_logical_map = table.astype(np.int32)
-        self.n_logical_experts = largest + 1 if n_logical_experts is None else n_logical_experts
-        self.ranks = ranks
-        self._handle = _create(self.physical_to_logical_map, self.n_logical_experts, ranks,
+        self.n_logical_experts = largest + 1 if n_logical_experts is None else (
+            integer(n_logical_experts, "n_logical_experts"))
+        self.ranks = integer(ranks, "ranks")
+        self._handle = _create(self.physical_to_logical_map, self.n_logical_experts, self.ranks,
                                slots_per_rank)
-        struct = self._handle.contents
-        self.rank_offset = np.ctypeslib.as_array(
-            ctypes.cast(struct.rank_offset, ctypes.POINTER(ctypes.c_int32)), (ranks + 1,)).copy()
+        self.rank_offset = _int32_at(self._handle.contents.rank_offset, self.ranks + 1)
+        # The library has a copy: what is written here would be shown, but not used.
+        self.physical_to_logical_map.flags.writeable = False
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles as its arrays."""
+        return _again, (self.physical_to_logical_map, self.ranks, self.n_logical_experts,
+                        self.slots_per_rank)
+
+    def __copy__(self) -> Placement:
+        again, arguments = self.__reduce__()
+        return again(*arguments)
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
@@ -103,12 +114,13 @@ class Placement:
             raise c.bad(f"solver '{solver}' is not one of {', '.join(_SOLVERS)}")
         out = np.empty(counts.shape[:2])
         c.check(c.lib().lplb_placement_imbalance(
-            self._handle, address(counts), counts.shape[0], _SOLVERS[solver], threads,
-            address(out)))
+            self._handle, address(counts), counts.shape[0], _SOLVERS[solver],
+            integer(threads, "threads"), address(out)))
         return out if len(shape) == 3 else out[0]
 
     def moves(self, before: Placement) -> list[Move]:
         """What has to be copied to come from `before` to this placement."""
+        expect(before, Placement, "before")
         n = ctypes.c_int64()
         c.check(c.lib().lplb_placement_moves(before._handle, self._handle, None, 0,
                                                  ctypes.byref(n)))
@@ -127,7 +139,8 @@ class Placement:
     def read(cls, path: str | os.PathLike[str], ranks: int = 0) -> Placement:
         """Reads an engine's file, recognised by content; ranks 0 = the file says."""
         handle = ctypes.POINTER(c.PlacementStruct)()
-        c.check(c.lib().lplb_placement_read(os.fsencode(path), ranks, ctypes.byref(handle)))
+        c.check(c.lib().lplb_placement_read(os.fsencode(path), integer(ranks, "ranks"),
+                                            ctypes.byref(handle)))
         return cls._adopt(handle)
 
     @classmethod
@@ -142,6 +155,22 @@ class Placement:
             c.lib().lplb_placement_destroy(handle)
 
 
+def _again(table: np.ndarray, ranks: int, experts: int, per_rank: np.ndarray) -> Placement:
+    return Placement(table, ranks, n_logical_experts=experts, slots_per_rank=per_rank)
+
+
+def dead_flags(ranks: Sequence[int], count: int) -> np.ndarray:
+    """uint8 [count], 1 = dead."""
+    dead = np.zeros(count, np.uint8)
+    if isinstance(ranks, (int, np.integer)):
+        raise c.bad(f"dead ranks are a list, such as [{ranks}]")
+    for r in ranks:
+        if not 0 <= integer(r, "dead rank") < count:
+            raise c.bad(f"dead rank {r} is outside [0, {count})", c.RANGE)
+        dead[r] = 1
+    return dead
+
+
 def _int32_at(pointer: int, count: int) -> np.ndarray:
     return np.frombuffer(ctypes.string_at(pointer, count * 4), np.int32)
 
@@ -151,7 +180,7 @@ def _create(table: np.ndarray, experts: int, ranks: int,
     layers, slots = table.shape
     per_rank = None
     if slots_per_rank is not None:
-        per_rank = np.ascontiguousarray(as_numpy(slots_per_rank), dtype=np.int32)
+        per_rank = as_integers(slots_per_rank, "slots_per_rank", np.int32)
         if per_rank.shape != (ranks,):
             raise c.bad(f"slots_per_rank has shape {per_rank.shape}, must be [{ranks}]")
     handle = ctypes.POINTER(c.PlacementStruct)()
@@ -199,15 +228,17 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
     samples, layers, experts = counts.shape
     if algorithm not in _ALGORITHMS:
         raise c.bad(f"algorithm '{algorithm}' is not one of {', '.join(_ALGORITHMS)}")
-    config = c.PlaceConfig(struct_size=ctypes.sizeof(c.PlaceConfig),
-                           algorithm=_ALGORITHMS[algorithm], ranks=ranks, slots=slots, nodes=nodes,
-                           groups=groups, max_moves=-1 if max_moves is None else max_moves,
-                           batch_tokens=batch_tokens, topk=topk, seed=seed, effort=effort,
-                           threads=threads, exact_split=2 if even_split else 1)
+    ranks, slots = integer(ranks, "ranks", 1), integer(slots, "slots", 1)
+    most = -1 if max_moves is None else integer(max_moves, "max_moves", 0, INT64[1])
+    config = filled(c.PlaceConfig, struct_size=ctypes.sizeof(c.PlaceConfig),
+                    algorithm=_ALGORITHMS[algorithm], ranks=ranks, slots=slots, nodes=nodes,
+                    groups=groups, max_moves=most, batch_tokens=batch_tokens, topk=topk, seed=seed,
+                    effort=effort, threads=threads, exact_split=2 if even_split else 1)
     keep = []
 
     def pointer(values: Any, dtype: Any, count: int, what: str) -> int:
-        array = np.ascontiguousarray(as_numpy(values), dtype=dtype)
+        array = (np.ascontiguousarray(as_loads(values, what), dtype) if dtype is np.float64
+                 else as_integers(values, what, dtype))
         if array.shape != (count,):
             raise c.bad(f"{what} has shape {array.shape}, must be [{count}]")
         keep.append(array)
@@ -217,14 +248,11 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
         config.slots_per_rank = pointer(slots_per_rank, np.int32, ranks, "slots_per_rank")
     if speed is not None:
         config.speed = pointer(speed, np.int64, ranks, "speed")
-    if len(dead_ranks):
-        dead = np.zeros(ranks, np.uint8)
-        for r in dead_ranks:
-            if not 0 <= r < ranks:
-                raise c.bad(f"dead rank {r} is outside [0, {ranks})", c.RANGE)
-            dead[r] = 1
+    dead = dead_flags(dead_ranks, ranks)
+    if dead.any():
         config.dead_ranks = pointer(dead, np.uint8, ranks, "dead_ranks")
     if previous is not None:
+        expect(previous, Placement, "previous")
         config.from_ = ctypes.cast(previous._handle, ctypes.c_void_p)
     elif max_moves is not None:
         raise c.bad("max_moves needs previous, the placement to stay close to")
@@ -256,7 +284,7 @@ def _topology(topology: str | Array, ranks: int, redundant: int) -> Any:
         c.check(c.lib().lplb_topology_create(topology.encode(), ranks, max(1, redundant),
                                                  ctypes.byref(graph)))
         return graph
-    r2o = np.ascontiguousarray(as_integers(topology, "topology"), dtype=np.int32)
+    r2o = as_integers(topology, "topology", np.int32)
     if r2o.ndim != 2:
         raise c.bad(f"topology has shape {r2o.shape}, must be [group_size][redundant]")
     c.check(c.lib().lplb_topology_from_r2o(address(r2o), r2o.shape[0], r2o.shape[1],

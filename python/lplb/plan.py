@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Array, address, as_integers
+from ._checks import Unique, integer
 
 OUTCOMES = ("optimal", "within_tolerance", "feasible", "not_converged")
 
@@ -28,11 +29,17 @@ class HostTable:
 
     @classmethod
     def from_lists(cls, ranks: int, hosts: Sequence[Sequence[int]]) -> HostTable:
-        offset = np.cumsum([0] + [len(h) for h in hosts])
-        rank = np.fromiter((r for h in hosts for r in h), np.int64, int(offset[-1]))
-        if rank.size and (rank.min() < -2**31 or rank.max() >= 2**31):
-            raise c.bad("a host rank does not fit 32 bits", c.RANGE)
-        return cls(ranks, offset, rank)
+        try:
+            lists = [np.asarray(list(h)) for h in hosts]
+        except TypeError:
+            raise c.bad(f"hosts is a {type(hosts).__name__}, must be a list of ranks for every "
+                        "expert") from None
+        offset = np.cumsum([0] + [len(h) for h in lists])
+        rank = [as_integers(h, f"hosts[{e}]", np.int32) for e, h in enumerate(lists)]
+        return cls(integer(ranks, "ranks"), offset, np.concatenate(rank or [np.empty(0)]))
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.ranks, self.offset, self.rank)
 
     def hosts_of(self, expert: int) -> np.ndarray:
         return self.rank[self.offset[expert]:self.offset[expert + 1]]
@@ -40,6 +47,8 @@ class HostTable:
 
 def parse_solver(text: str) -> tuple[c.PlanConfig, bool]:
     """The options of a solver's text, and whether it asks for locality."""
+    if not isinstance(text, str):
+        raise c.bad(f"solver is {text!r}, must be a text such as \"exact\"")
     config = c.PlanConfig(struct_size=ctypes.sizeof(c.PlanConfig))
     locality = ctypes.c_int32()
     c.check(c.lib().lplb_plan_parse_solver(text.encode(), ctypes.byref(config),
@@ -47,7 +56,7 @@ def parse_solver(text: str) -> tuple[c.PlanConfig, bool]:
     return config, bool(locality.value)
 
 
-class Solver:
+class Solver(Unique):
     """A planner of the C library for one host table; solves batch after batch, allocating nothing.
 
     solver: "exact", "even", "greedy", "waterfill", "balance", "ipm", "ipm:published", with options
@@ -66,7 +75,7 @@ class Solver:
         config.hosts = hosts.struct
         config.speed = None if self.speed is None else address(self.speed)
         if node is not None:
-            node = np.ascontiguousarray(node, dtype=np.int32)
+            node = as_integers(node, "node", np.int32)
             config.node = address(node)
         handle = ctypes.c_void_p()
         c.check(c.lib().lplb_planner_create(ctypes.byref(config), ctypes.byref(handle)))
@@ -159,6 +168,7 @@ class Plan:
 
     def of_expert(self, expert: int) -> dict[int, int]:
         """{rank: tokens} of one expert."""
+        expert = integer(expert, "expert", 0, self.hosts.experts - 1)
         begin, end = self.hosts.offset[expert], self.hosts.offset[expert + 1]
         return {int(r): int(x) for r, x in zip(self.hosts.rank[begin:end], self.split[begin:end])}
 

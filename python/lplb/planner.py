@@ -17,8 +17,9 @@ import numpy as np
 
 from . import _library as c
 from . import _arrays, _cpu, _cuda
-from ._arrays import (Array, Ids, add_to_counter, address, as_integers, as_numpy, check_counter,
-                      like, output_ids)
+from ._arrays import (Array, Ids, add_to_counter, address, as_integers, as_loads, as_numpy,
+                      check_counter, like, output_ids)
+from ._checks import INT64, Unique, integer
 from ._ratio import Shares, shares_of
 from .comm import Communicator, nodes_of
 from .placement import Placement
@@ -46,7 +47,7 @@ class Status:
         return self.error is None
 
 
-class Planner:
+class Planner(Unique):
     """Maps the router's logical expert ids to physical ones so that all ranks get equal loads.
 
     redundant_to_original: int [group_size][num_redundants]: redundant slot k of rank r copies the
@@ -129,7 +130,7 @@ class Planner:
         self.combined_redundant_experts = None
         self.n_local_routed_experts = table.size // self.ep_size
         self.n_local_logical_routed_experts = experts // self.ep_size
-        self._node = None if node is None else list(as_integers(node, "node"))
+        self._node = None if node is None else as_integers(node, "node", np.int32).tolist()
         self._join(group, nodes)
         self.update_placement(table, slots_per_rank=slots_per_rank)
         return self
@@ -143,11 +144,11 @@ class Planner:
             if group is None:
                 raise c.bad("ep_size must be given when group is None")
             ep_size = group.size()
-        if ep_size < 1 or n_logical < 1 or n_routed < 1:
-            raise c.bad(f"{ep_size} ranks, {n_logical} logical and {n_routed} physical experts: "
-                        "all must be positive", c.RANGE)
-        if rank is not None and not 0 <= rank < ep_size:
-            raise c.bad(f"rank {rank} is outside [0, {ep_size})", c.RANGE)
+        ep_size = integer(ep_size, "ep_size", 1)
+        n_routed = integer(n_routed, "n_routed_experts", 1)
+        n_logical = integer(n_logical, "n_logical_routed_experts", 1)
+        if rank is not None:
+            rank = integer(rank, "rank", 0, ep_size - 1)
         if rank is not None and group is not None:
             raise c.bad("give rank or group, not both: a group knows its ranks")
         self.ep_size = ep_size
@@ -158,7 +159,8 @@ class Planner:
         if transport not in _TRANSPORTS:
             raise c.bad(f"transport '{transport}' is not known; one of {', '.join(_TRANSPORTS)}")
         self._rank, self._transport, self._timeout = rank, transport, timeout
-        self._threads, self._max_ids = threads, max_ids
+        self._threads = integer(threads, "threads")
+        self._max_ids = integer(max_ids, "max_ids", 0, INT64[1])
         self.deep_ep_initialized = False
         self.keep_split = False
         self._comm: Communicator | None = None
@@ -187,6 +189,7 @@ class Planner:
     def _join(self, group: Any, nodes: int | None) -> None:
         """Makes the communicator; ranks that were given other options are told so here."""
         self.ep_group = group
+        nodes = nodes if nodes is None else integer(nodes, "nodes", 1)
         self._nodes = nodes
         if group is None:
             self._nodes = nodes or 1
@@ -273,7 +276,7 @@ class Planner:
         if workload is None:
             packed = np.arange(self.n_logical_routed_experts).reshape(ranks, own)
         else:
-            packed = self._pack(as_numpy(workload))
+            packed = self._pack(as_loads(workload, "workload"))
         heads = packed[:, :self.combined_redundant_experts * self.num_redundants].reshape(
             self.n_group, self.group_size, self.combined_redundant_experts, self.num_redundants)
         copies = np.empty_like(heads)
@@ -428,8 +431,8 @@ class Planner:
                 and n_sms == step.n_sms and locality == step.locality):  # the usual call, quickly
             self._last = step
             return step.run(idx, out, avail_counter, self.n_group)
-        if n_sms is not None and n_sms < 1:
-            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
+        if n_sms is not None:
+            n_sms = integer(n_sms, "n_sms", 1)
         if _arrays.on_gpu(idx):
             key = (None, _arrays.device_index(idx), locality, n_sms)
             step = self._device_steps.get(key)
@@ -516,8 +519,7 @@ class Planner:
 
     def count_workload(self, idx: Array, n_sms: int) -> tuple[Array, Array]:
         """Counts of the ids int32 [E], and their running sums over n_sms parts int32 [n_sms][E]."""
-        if n_sms < 1:
-            raise c.bad(f"n_sms is {n_sms}, must be positive", c.RANGE)
+        n_sms = integer(n_sms, "n_sms", 1)
         n = self.n_logical_routed_experts
         if _arrays.on_gpu(idx):
             return _count_on_device(idx, n, n_sms)
@@ -571,6 +573,7 @@ class Planner:
             step = self._device_step(_arrays.device_index(idx), n=ids.count)
             step.map_by_share(ids, target, share)
             return target.array
+        n_sms = integer(n_sms, "n_sms", 1)
         sums = as_integers(local_workload_by_sm, "local_workload_by_sm")
         if sums.shape != (n_sms, self.n_logical_routed_experts):
             raise c.bad(f"local_workload_by_sm has shape {sums.shape}, must be "
@@ -658,7 +661,7 @@ def _check_same_ranks(mpi: Any, present: Any) -> None:
 def _check_r2o(r2o: np.ndarray) -> None:
     import ctypes
 
-    table = np.ascontiguousarray(r2o, dtype=np.int32)
+    table = as_integers(r2o, "redundant_to_original", np.int32)
     graph = ctypes.POINTER(c.Topology)()
     c.check(c.lib().lplb_topology_from_r2o(address(table), *table.shape, ctypes.byref(graph)))
     c.lib().lplb_topology_destroy(graph)

@@ -19,11 +19,12 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Array, address, as_integers, as_numpy
+from ._checks import INT64, Unique, expect, filled, integer, real
 from ._runtime import (_AGREE, _Advice, _AdviseConfig, _COMMIT, _DISCARD, _EVENT, _Event,
                        _ForecasterConfig, _Hooks, _ManagerConfig, _ManagerStats, _MonitorConfig,
                        _PLACE, _STAGE, _STAGED, _StepData, _TrackerConfig, _TrackerStats)
-from .mapping import LostExperts, _dead, digest, moves_of, recover, validate
-from .placement import Move, Placement, _opened_topology
+from .mapping import LostExperts, digest, moves_of, recover, validate
+from .placement import Move, Placement, _opened_topology, dead_flags
 from .tuning import BatchSizer, PlanCache
 
 __all__ = ["BatchSizer", "Event", "Forecaster", "LostExperts", "Manager", "Monitor", "PlaceRequest",
@@ -47,7 +48,7 @@ def _plain(struct: ctypes.Structure) -> dict[str, Any]:
     return {name: getattr(struct, name) for name, *_ in struct._fields_}
 
 
-class _Handle:
+class _Handle(Unique):
     """Owner of one object of the library, whose functions begin with _prefix."""
 
     _prefix = ""
@@ -100,8 +101,8 @@ def _check_options(what: str, config: type[ctypes.Structure], options: dict[str,
 def _tracker_config(layers: int, experts: int, kind: str, options: dict[str, Any]
                     ) -> _TrackerConfig:
     _check_options("tracker", _TrackerConfig, options, {"struct_size", "kind"})
-    return _TrackerConfig(ctypes.sizeof(_TrackerConfig), _one_of("tracker", kind, _KINDS), layers,
-                          experts, **options)
+    return filled(_TrackerConfig, struct_size=ctypes.sizeof(_TrackerConfig),
+                  kind=_one_of("tracker", kind, _KINDS), layers=layers, experts=experts, **options)
 
 
 class Tracker(_Saved):
@@ -138,9 +139,8 @@ class Tracker(_Saved):
     def update_pairs(self, first: Array, expert: Array, tokens: Array, stage: str = "decode"
                      ) -> None:
         """One batch as pairs: those of layer l are first[l]:first[l + 1] of expert and tokens."""
-        first = np.ascontiguousarray(as_numpy(first), dtype=np.int64)
-        expert = np.ascontiguousarray(as_numpy(expert), dtype=np.int32)
-        tokens = np.ascontiguousarray(as_numpy(tokens), dtype=np.int64)
+        first, tokens = as_integers(first, "first"), as_integers(tokens, "tokens")
+        expert = as_integers(expert, "expert", np.int32)
         if first.shape != (self.layers + 1,) or expert.shape != tokens.shape or expert.ndim != 1:
             raise c.bad(f"first [{self.layers + 1}], expert [n] and tokens [n] have shapes "
                         f"{first.shape}, {expert.shape}, {tokens.shape}")
@@ -170,8 +170,8 @@ class Tracker(_Saved):
     def counts(self, batches: float, stage: str = "all") -> np.ndarray:
         """The mean of so many batches in whole numbers, as `place` takes them: int64 [L][E]."""
         out = np.empty((self.layers, self.experts), np.int64)
-        c.check(self._call("counts", self._handle, _one_of("stage", stage, _STAGES), batches,
-                           address(out)))
+        c.check(self._call("counts", self._handle, _one_of("stage", stage, _STAGES),
+                           real(batches, "batches"), address(out)))
         return out
 
     def samples(self, stage: str = "all") -> np.ndarray:
@@ -188,8 +188,8 @@ class Tracker(_Saved):
         most = max(0, self._samples)
         out = np.empty((most, self.experts), np.float32)
         rank = c_int32()
-        c.check(self._call("covariance", self._handle, _one_of("stage", stage, _STAGES), layer,
-                           most, address(out), ctypes.byref(rank)))
+        c.check(self._call("covariance", self._handle, _one_of("stage", stage, _STAGES),
+                           integer(layer, "layer"), most, address(out), ctypes.byref(rank)))
         return out[:rank.value]
 
     @property
@@ -212,7 +212,7 @@ class Forecaster(_Saved):
     def __init__(self, layers: int, experts: int, **options: Any) -> None:
         self.layers, self.experts = layers, experts
         _check_options("forecaster", _ForecasterConfig, options, {"struct_size"})
-        self._make(_ForecasterConfig(0, layers, experts, **options))
+        self._make(filled(_ForecasterConfig, layers=layers, experts=experts, **options))
 
     def update(self, counts: Array) -> None:
         values = self._counts(counts, (self.layers, self.experts))
@@ -228,7 +228,7 @@ class Forecaster(_Saved):
     def error(self, layer: int) -> tuple[float, float]:
         """Of the model and of "as the last block"; NaN before two blocks could be compared."""
         model, persistence = c_double(), c_double()
-        c.check(self._call("error", self._handle, layer, ctypes.byref(model),
+        c.check(self._call("error", self._handle, integer(layer, "layer"), ctypes.byref(model),
                            ctypes.byref(persistence)))
         return model.value, persistence.value
 
@@ -322,28 +322,28 @@ class Manager(_Saved):
                  event: Callable[[Event], Any] | None = None,
                  place: Callable[[PlaceRequest], Array] | None = None, **options: Any) -> None:
         _check_options("manager", _ManagerConfig, options, {"struct_size", "hooks"})
-        self.layers, self.experts, self.ranks, self.slots = layers, experts, ranks, slots
+        self.layers, self.experts = integer(layers, "layers", 1), integer(experts, "experts", 1)
+        self.ranks, self.slots = integer(ranks, "ranks", 1), integer(slots, "slots", 1)
         self._monitor = monitor  # outlives the manager
-        config = _ManagerConfig(layers=layers, experts=experts, ranks=ranks, slots=slots,
-                                mode=_one_of("mode", mode, _MODES),
-                                late=_one_of("late", late, _LATE),
-                                algorithm=_one_of("algorithm", algorithm, _ALGORITHMS), **options)
+        config = filled(_ManagerConfig, layers=layers, experts=experts, ranks=ranks, slots=slots,
+                        mode=_one_of("mode", mode, _MODES), late=_one_of("late", late, _LATE),
+                        algorithm=_one_of("algorithm", algorithm, _ALGORITHMS), **options)
         if tracker != "ewma" or tracker_options:
             config.tracker = _tracker_config(layers, experts, tracker, tracker_options or {})
         if forecaster is not None:
             _check_options("forecaster", _ForecasterConfig, forecaster, {"struct_size"})
-            season = _ForecasterConfig(ctypes.sizeof(_ForecasterConfig), layers, experts,
-                                       **forecaster)
+            season = filled(_ForecasterConfig, struct_size=ctypes.sizeof(_ForecasterConfig),
+                            layers=layers, experts=experts, **forecaster)
             config.forecaster = ctypes.addressof(season)
         if initial is not None:
-            config.initial = ctypes.cast(initial._handle, c_void_p)
+            config.initial = ctypes.cast(expect(initial, Placement, "initial")._handle, c_void_p)
         if slots_per_rank is not None:
-            per_rank = np.ascontiguousarray(slots_per_rank, dtype=np.int32)
+            per_rank = as_integers(slots_per_rank, "slots_per_rank", np.int32)
             if per_rank.shape != (ranks,):
                 raise c.bad(f"slots_per_rank has shape {per_rank.shape}, must be [{ranks}]")
             config.slots_per_rank = address(per_rank)
         if monitor is not None:
-            config.monitor = monitor._handle
+            config.monitor = expect(monitor, Monitor, "monitor")._handle
         self._tracker_samples = config.tracker.samples or 64
         self._tracker_rows = 2 if tracker == "stages" else 1
         # The library calls these as long as the manager lives.
@@ -410,7 +410,7 @@ class Manager(_Saved):
     def step(self, step: int, counts: Array | None, stage: str = "decode") -> None:
         """After the batch of a step: counts [L][E] summed over ranks; floats are loads; None when
         they are not known."""
-        at = _one_of("stage", stage, _STAGES)
+        at, step = _one_of("stage", stage, _STAGES), integer(step, "step", *INT64)
         if counts is None:
             c.check(self._call("step", self._handle, step, at, None))
             return
@@ -429,7 +429,7 @@ class Manager(_Saved):
         """Which ranks are dead now. Raises LostExperts, which carries all that is lost, while
         survivors do not cover every expert; with load_lost=1 (and the hook stage, whose moves then
         have source_rank -1) the manager loads them by itself."""
-        dead = _dead(ranks, self.ranks)
+        dead = dead_flags(ranks, self.ranks)
         status = self._call("set_dead", self._handle, address(dead))
         if status == c.INFEASIBLE:
             message = c.last_error(status).message
@@ -448,9 +448,8 @@ class Manager(_Saved):
         """The host has brought the weights to this mapping by its own means, such as a checkpoint
         loaded anew (`recover` makes one): it is in force, what was under way is dropped. Every rank
         calls it between the same steps."""
-        if not isinstance(placement, Placement):
-            raise c.bad(f"reset takes a Placement, not {type(placement).__name__}")
-        c.check(self._call("reset", self._handle, placement._handle))
+        c.check(self._call("reset", self._handle,
+                           expect(placement, Placement, "placement")._handle))
 
     @property
     def placement(self) -> Placement:
@@ -510,9 +509,11 @@ class Monitor(_Handle):
                  trace_bytes: int = 0) -> None:
         def text(value: Any) -> bytes | None:
             return None if value is None else os.fsencode(value)
-        self.ranks = ranks
-        self._make(_MonitorConfig(0, ranks, text(job), serve, port, text(address),
-                                  text(event_log), event_log_bytes, text(trace), trace_bytes))
+        self.ranks = integer(ranks, "ranks", 1)
+        self._make(filled(_MonitorConfig, ranks=ranks, job=text(job), serve=serve, port=port,
+                          address=text(address), event_log=text(event_log),
+                          event_log_bytes=event_log_bytes, trace=text(trace),
+                          trace_bytes=trace_bytes))
 
     @property
     def port(self) -> int:
@@ -522,7 +523,8 @@ class Monitor(_Handle):
     def step(self, step: int, loads: Array | None = None, **figures: int) -> None:
         """One step. loads [L][G] or [G]: tokens of each rank, from which imbalance is measured.
         figures: tokens, step_ns, plan_ns, dispatch_ns, comm_ns, comm_bytes, moved_tokens."""
-        data = _StepData(step=step, **figures)
+        _check_options("monitor", _StepData, figures, {"step", "rank_load"})
+        data = filled(_StepData, step=step, **figures)
         if loads is not None:
             values = np.atleast_2d(as_integers(loads, "loads"))
             if values.ndim != 2 or values.shape[1] != self.ranks:
@@ -534,12 +536,12 @@ class Monitor(_Handle):
 
     def redundant_bytes(self, count: int) -> None:
         """Memory of redundant expert copies on this rank."""
-        self._call("redundant_bytes", self._handle, count)
+        self._call("redundant_bytes", self._handle, integer(count, "count", *INT64))
 
     @contextlib.contextmanager
     def range(self, name: str, lane: int = 0) -> Iterator[None]:
         """A named range in the Chrome trace, and for NVTX tools."""
-        text = name.encode()[:31]
+        text, lane = name.encode()[:31], integer(lane, "lane")
         begin = c.lib().lplb_range_begin(text)
         try:
             yield
@@ -583,8 +585,10 @@ def advise(load: Array | str | os.PathLike[str], ranks: int, *, slots: int = 0, 
 
     load: a file that `lplb` reads, or counts [L][E] or [steps][L][E].
     """
-    config = _AdviseConfig(ctypes.sizeof(_AdviseConfig), ranks, slots, nodes, batch_tokens, topk,
-                           most_redundant, expert_bytes, token_ns, plan_us, seed, threads)
+    config = filled(_AdviseConfig, struct_size=ctypes.sizeof(_AdviseConfig), ranks=ranks,
+                    slots=slots, nodes=nodes, batch_tokens=batch_tokens, topk=topk,
+                    most_redundant=most_redundant, expert_bytes=expert_bytes, token_ns=token_ns,
+                    plan_us=plan_us, seed=seed, threads=threads)
     advice = _Advice()
     if isinstance(load, (str, os.PathLike)):
         handle = POINTER(c.Trace)()

@@ -9,6 +9,7 @@ from typing import Sequence
 
 from . import _library as c
 from ._arrays import Array
+from ._checks import INT64, Unique, filled, integer
 from .plan import HostTable, Plan, Solver, _fill
 
 
@@ -48,12 +49,15 @@ class BatchSizer:
 
     def __init__(self, size: int, least: int, most: int, *, grow_below_ns: int = 0,
                  shrink_above_ns: int = 0, factor: float = 0, patience: int = 0) -> None:
-        self._sizer = _Sizer(size, least, most, grow_below_ns, shrink_above_ns, factor, patience)
+        self._sizer = filled(_Sizer, size=size, least=least, most=most,
+                             grow_below_ns=grow_below_ns, shrink_above_ns=shrink_above_ns,
+                             factor=factor, patience=patience)
         c.check(c.lib().lplb_batch_sizer_init(ctypes.byref(self._sizer)))
 
     def update(self, step_ns: int) -> int:
         """After a step of so many nanoseconds: the size of the next batch."""
-        return c.lib().lplb_batch_sizer_update(ctypes.byref(self._sizer), step_ns)
+        return c.lib().lplb_batch_sizer_update(ctypes.byref(self._sizer),
+                                               integer(step_ns, "step_ns", *INT64))
 
     @property
     def size(self) -> int:
@@ -68,7 +72,7 @@ class BatchSizer:
         return self._sizer.shrunk
 
 
-class PlanCache:
+class PlanCache(Unique):
     """Plans of one layer by counts rounded to `quantum`, the least recently used one goes.
 
     hosts: for every expert the ranks that hold a copy. A hit with other counts than those planned
@@ -80,8 +84,8 @@ class PlanCache:
     def __init__(self, hosts: Sequence[Sequence[int]], ranks: int, *, capacity: int = 1024,
                  quantum: int = 1, solver: str = "exact") -> None:
         self._solver = Solver(HostTable.from_lists(ranks, hosts), solver)
-        config = _CacheConfig(ctypes.sizeof(_CacheConfig), self._solver.hosts.struct, capacity,
-                              quantum)
+        config = filled(_CacheConfig, struct_size=ctypes.sizeof(_CacheConfig),
+                        hosts=self._solver.hosts.struct, capacity=capacity, quantum=quantum)
         handle = c_void_p()
         c.check(c.lib().lplb_plan_cache_create(ctypes.byref(config), ctypes.byref(handle)))
         self._handle = handle

@@ -21,6 +21,7 @@ typedef struct worker {
 
 struct lplb__pool {
     int threads, started;
+    pid_t owner; /* a forked child has none of the threads */
     pthread_mutex_t mutex;
     pthread_cond_t work_ready, work_done;
     uint64_t generation;
@@ -82,32 +83,26 @@ static void *worker_main(void *argument) {
     }
 }
 
-lplb_status lplb__pool_create(int threads, lplb__pool **out) {
-    *out = NULL;
-    if (threads <= 0) threads = lplb__cpu_count();
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    lplb__pool *pool;
-    LPLB_TRY(LPLB_CALLOC(pool, 1));
-    pool->threads = threads;
+static lplb_status start_workers(lplb__pool *pool) {
+    pool->owner = getpid();
+    pool->started = pool->busy = 0;
+    pool->generation = 0;
+    pool->stopping = false;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->work_ready, NULL);
     pthread_cond_init(&pool->work_done, NULL);
-    for (int i = 1; i < threads; i++) {
+    for (int i = 1; i < pool->threads; i++) {
         pool->workers[i] = (worker){.pool = pool, .index = i};
         int error = pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i]);
-        if (error) {
-            lplb__pool_destroy(pool);
-            return LPLB_FAIL(LPLB_NO_MEMORY, "cannot start thread %d of %d: %s", i, threads,
+        if (error)
+            return LPLB_FAIL(LPLB_NO_MEMORY, "cannot start thread %d of %d: %s", i, pool->threads,
                              strerror(error));
-        }
         pool->started = i;
     }
-    *out = pool;
     return LPLB_OK;
 }
 
-void lplb__pool_destroy(lplb__pool *pool) {
-    if (!pool) return;
+static void stop_workers(lplb__pool *pool) {
     pthread_mutex_lock(&pool->mutex);
     pool->stopping = true;
     pthread_cond_broadcast(&pool->work_ready);
@@ -116,6 +111,27 @@ void lplb__pool_destroy(lplb__pool *pool) {
     pthread_cond_destroy(&pool->work_done);
     pthread_cond_destroy(&pool->work_ready);
     pthread_mutex_destroy(&pool->mutex);
+}
+
+lplb_status lplb__pool_create(int threads, lplb__pool **out) {
+    *out = NULL;
+    if (threads <= 0) threads = lplb__cpu_count();
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    lplb__pool *pool;
+    LPLB_TRY(LPLB_CALLOC(pool, 1));
+    pool->threads = threads;
+    lplb_status status = start_workers(pool);
+    if (status != LPLB_OK) {
+        lplb__pool_destroy(pool);
+        return status;
+    }
+    *out = pool;
+    return LPLB_OK;
+}
+
+void lplb__pool_destroy(lplb__pool *pool) {
+    if (!pool) return;
+    if (pool->owner == getpid()) stop_workers(pool); /* others' threads cannot be joined */
     lplb__free(pool);
 }
 
@@ -125,6 +141,14 @@ lplb_status lplb__pool_run(lplb__pool *pool, int64_t items, lplb__loop_body body
     if (!pool || pool->threads == 1 || items <= 1) {
         for (int64_t i = 0; i < items; i++) LPLB_TRY(body(i, 0, context));
         return LPLB_OK;
+    }
+    if (pool->owner != getpid()) { /* forked: locks and threads are the parent's */
+        lplb_status status = start_workers(pool);
+        if (status != LPLB_OK) {
+            stop_workers(pool);
+            pool->owner = 0;
+            return status;
+        }
     }
     pthread_mutex_lock(&pool->mutex);
     pool->items = items;

@@ -6,7 +6,8 @@
 
 #include "base/error.h"
 
-/* A pool keeps its workers asleep between loops; one loop at a time, from one thread. */
+/* A pool keeps its workers asleep between loops; one loop at a time, from one thread. In a forked
+ * child its first loop starts workers anew. */
 typedef struct lplb__pool lplb__pool;
 
 /* threads <= 0: as many as the process may use. The caller is one of them. */

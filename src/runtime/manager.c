@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "runtime/core.h"
@@ -18,6 +19,7 @@ typedef struct worker {
     pthread_mutex_t mutex;
     pthread_cond_t wake, done; /* done waits by the monotonic clock */
     bool has_thread, stopping, busy;
+    pid_t owner; /* a forked child has no such thread, and locks in any state */
 } worker;
 
 struct lplb_manager {
@@ -56,6 +58,7 @@ static void *work(void *argument) {
 
 static lplb_status start_worker(lplb_manager *m) {
     worker *w = &m->worker;
+    w->owner = getpid();
     pthread_condattr_t attributes;
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->wake, NULL);
@@ -71,6 +74,7 @@ static lplb_status start_worker(lplb_manager *m) {
 }
 
 static void stop_worker(worker *w) {
+    if (w->owner != getpid()) return;
     if (w->has_thread) {
         pthread_mutex_lock(&w->mutex);
         w->stopping = true;
@@ -217,6 +221,16 @@ static lplb_status check_manager(const lplb_manager *m) {
                                           : LPLB_FAIL(LPLB_INVALID, "not a manager, or destroyed");
 }
 
+/* Before anything that may wait for the worker. */
+static lplb_status check_owner(const lplb_manager *m) {
+    LPLB_TRY(check_manager(m));
+    if (!m->worker.has_thread || m->worker.owner == getpid()) return LPLB_OK;
+    return LPLB_FAIL(LPLB_STATE,
+                     "this manager's worker is in process %ld, which forked this one: make a "
+                     "manager in the child, and restore there what the parent saved",
+                     (long)m->worker.owner);
+}
+
 static void tell_figures(lplb_manager *m) {
     if (!m->core->config.monitor) return;
     lplb_manager_stats stats;
@@ -254,7 +268,7 @@ void lplb_manager_destroy(lplb_manager *m) {
 
 static lplb_status step(lplb_manager *m, int64_t at, lplb_stage stage, const int64_t *counts,
                         const float *loads) {
-    LPLB_TRY(check_manager(m));
+    LPLB_TRY(check_owner(m));
     see_worker(m);
     int64_t begin = lplb_range_begin("lplb step");
     lplb_status status = lplb__core_feed(m->core, at, stage, counts, loads);
@@ -286,7 +300,7 @@ static lplb_status usable(const lplb__core *core) {
 }
 
 lplb_status lplb_manager_set_dead(lplb_manager *m, const uint8_t *dead) {
-    LPLB_TRY(check_manager(m));
+    LPLB_TRY(check_owner(m));
     lplb_status status = lplb__core_set_dead(m->core, dead);
     run_actions(m);
     tell_figures(m);
@@ -302,7 +316,7 @@ int64_t lplb_manager_lost(const lplb_manager *m, const lplb_move **lost, int32_t
 }
 
 lplb_status lplb_manager_reset(lplb_manager *m, const lplb_placement *placement) {
-    LPLB_TRY(check_manager(m));
+    LPLB_TRY(check_owner(m));
     LPLB_TRY(lplb__core_reset(m->core, placement));
     run_actions(m);
     tell_figures(m);
@@ -351,7 +365,7 @@ lplb_status lplb_manager_save(const lplb_manager *m, void *buffer, size_t capaci
 }
 
 lplb_status lplb_manager_restore(lplb_manager *m, const void *buffer, size_t bytes) {
-    LPLB_TRY(check_manager(m));
+    LPLB_TRY(check_owner(m));
     if (m->worker.has_thread) wait_for_worker(m, -1); /* it reads what is about to change */
     m->abandoned = false;
     m->core->job_busy = 0;

@@ -91,6 +91,7 @@ lplb_status lplb_monitor_create(const lplb_monitor_config *config, lplb_monitor 
     lplb_status status;
     LPLB_TRY(LPLB_CALLOC(m, 1));
     m->magic = MONITOR_MAGIC;
+    m->owner = getpid();
     m->ranks = config->ranks;
     m->wake[0] = m->wake[1] = -1;
     m->start_ns = lplb__now_ns();
@@ -112,6 +113,7 @@ failed:
 
 void lplb_monitor_destroy(lplb_monitor *m) {
     if (!m) return;
+    if (m->owner != getpid()) return; /* what it holds goes with the child */
     stop(m);
     lplb__monitor_close_files(m);
     lplb__server_destroy(m->server);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "base/mem.h"
 #include "runtime/histogram.h"
@@ -60,6 +61,7 @@ struct lplb_monitor {
     lplb__range *range;         /* [LPLB__MONITOR_RANGES] ring of n_ranges, or NULL without trace */
 
     /* The monitor's thread and what only it uses. */
+    pid_t owner; /* a forked child must not end its parent's thread and files */
     pthread_t thread;
     bool has_thread;
     int wake[2]; /* pipe: written to stop */
