@@ -132,7 +132,7 @@ static void test_save(void **state) {
     m = make(&config);
     lplb_manager *other = make(&config);
     size_t bytes = lplb_manager_save_bytes(m);
-    unsigned char *saved = malloc(bytes);
+    unsigned char *saved = malloc(bytes), *again = malloc(bytes);
     int pending = 0;
     for (int step = 0; step < STEPS; step++) {
         traffic_batch(&t, step > STEPS / 2, counts);
@@ -144,6 +144,8 @@ static void test_save(void **state) {
         pending += stats.pending;
         assert_int_equal(lplb_manager_save(m, saved, bytes), LPLB_OK);
         assert_int_equal(lplb_manager_restore(other, saved, bytes), LPLB_OK);
+        assert_int_equal(lplb_manager_save(other, again, bytes), LPLB_OK);
+        assert_memory_equal(saved, again, bytes);
         lplb_manager *swap = m;
         m = other;
         other = swap;
@@ -163,6 +165,7 @@ static void test_save(void **state) {
     assert_int_equal(lplb_manager_restore(other, saved, bytes), LPLB_FORMAT);
     assert_non_null(strstr(lplb_error_message(), "another configuration"));
     free(saved);
+    free(again);
     lplb_manager_destroy(m);
     lplb_manager_destroy(other);
 }

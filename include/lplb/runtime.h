@@ -257,8 +257,10 @@ LPLB_API const lplb_tracker *lplb_manager_tracker(const lplb_manager *manager);
 LPLB_API const lplb_forecaster *lplb_manager_forecaster(const lplb_manager *manager);
 
 /* Everything that decisions depend on, moves under way and a pending request included: a restored
- * manager of the same configuration goes on as the saved one would have. As lplb_tracker_save;
- * staging that was under way begins anew. The weights must be where the saved mapping has them. */
+ * manager of the same configuration goes on as the saved one would have, and would save the same
+ * bytes. Counts are kept; events and times (place_ns, wait_ns, waits, longest_wait_ns) are not,
+ * they stay the restoring manager's own. As lplb_tracker_save; staging that was under way begins
+ * anew. The weights must be where the saved mapping has them. */
 LPLB_API size_t lplb_manager_save_bytes(const lplb_manager *manager);
 LPLB_API lplb_status lplb_manager_save(const lplb_manager *manager, void *buffer, size_t capacity);
 LPLB_API lplb_status lplb_manager_restore(lplb_manager *manager, const void *buffer, size_t bytes);

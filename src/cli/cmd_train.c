@@ -83,6 +83,11 @@ static int without_trainer(const char *name, const launch *l) {
             fputs(help_without_trainer, stdout);
             return EXIT_OK;
         }
+    char other[PATH_SIZE];
+    if (!strcmp(l->precision, "f64") && find_trainer("f32", other))
+        return cli_fail(name, EXIT_USAGE,
+                        "the trainer in double, lplb-train-f64, is not beside this program: it is "
+                        "built with everything (make build), not by make demo");
     return cli_fail(name, EXIT_USAGE,
                     "no trainer beside this program: it is built where MPI and OpenBLAS are found "
                     "(apt-get install libopenmpi-dev openmpi-bin libopenblas-dev, then make)");
@@ -108,16 +113,18 @@ static void hand_on(void) {
 }
 
 /* The first is handed on until the ranks have ended; one more after some seconds ends mpirun, and
- * it them. */
+ * it them; another one kills mpirun, which can hang when its ranks die while it starts them. */
 static void pass_on(int signal_number) {
-    static volatile sig_atomic_t asked_at;
+    static volatile sig_atomic_t asked_at, ending;
     int32_t now = (int32_t)seconds_now();
     if (!asked_by) {
         asked_by = signal_number;
         asked_at = now;
         hand_on();
     } else if (now - asked_at > LISTENING_AFTER && launcher > 0) {
-        kill((pid_t)launcher, SIGTERM);
+        kill((pid_t)launcher, ending ? SIGKILL : SIGTERM);
+        ending = 1;
+        asked_at = now;
     }
 }
 
@@ -145,6 +152,18 @@ static void start_launcher(char **words) {
     _exit(127);
 }
 
+/* mpirun says 1 when it was told to end too, as by a signal to all of a job's processes. */
+static int exit_code(const char *name, int status) {
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    if (code == 127)
+        return cli_fail(name, EXIT_FAILED, "cannot start mpirun (apt-get install openmpi-bin)");
+    if (asked_by && (code == EXIT_FAILED || code > 128)) return 128 + (int)asked_by;
+    if (code > 128 && code != 128 + SIGINT && code != 128 + SIGTERM) /* those have said why */
+        return cli_fail(name, code, "a rank was ended by signal %d (%s)", code - 128,
+                        strsignal(code - 128));
+    return code;
+}
+
 static int run_ranks(const char *name, char **words) {
     struct sigaction action = {.sa_handler = pass_on};
     started = seconds_now();
@@ -155,11 +174,7 @@ static int run_ranks(const char *name, char **words) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    int status = wait_for_launcher(child);
-    int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (code == 127)
-        return cli_fail(name, EXIT_FAILED, "cannot start mpirun (apt-get install openmpi-bin)");
-    return asked_by && code == 128 + SIGTERM ? 128 + (int)asked_by : code;
+    return exit_code(name, wait_for_launcher(child));
 }
 
 int cmd_train(int argc, char **argv) {

@@ -370,7 +370,6 @@ lplb_status lplb_manager_restore(lplb_manager *m, const void *buffer, size_t byt
     m->abandoned = false;
     m->core->job_busy = 0;
     LPLB_TRY(lplb__core_unpack(m->core, buffer, bytes));
-    m->core->told = m->core->n_events - 1;
     tell_events(m->core);
     tell_figures(m);
     return LPLB_OK;

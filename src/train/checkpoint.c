@@ -9,7 +9,7 @@
 
 #include "train/tensors.h"
 
-enum { MODEL_BYTES = 512, STATES = 3 /* weights, two moments */ };
+enum { STATES = 3 /* weights, two moments */ };
 
 /* ---- what a checkpoint holds: visited in file order by writer and reader ---- */
 
@@ -30,19 +30,6 @@ static void expert_shape(const trainer *t, int part, int64_t *rows, int64_t *col
     int64_t D = t->config.model.width, F = t->config.model.expert_width;
     *rows = part == 2 ? D : F;
     *cols = part == 2 ? F : D;
-}
-
-/* What the shapes of the tensors do not tell, but the model's function depends on. */
-static void describe(const model_config *c, char text[MODEL_BYTES]) {
-    snprintf(text, MODEL_BYTES,
-             "layers=%d width=%d heads=%d kv_heads=%d vocab=%d experts=%d topk=%d expert_width=%d "
-             "shared_width=%d dense_layers=%d dense_width=%d tied=%d router=%s normalize_gates=%d "
-             "rope_theta=%.17g norm_eps=%.17g",
-             c->layers, c->width, c->heads, c->kv_heads, c->vocab, c->experts, c->topk,
-             c->expert_width, c->shared_width, c->dense_layers,
-             c->dense_layers ? c->dense_width : 0, c->tied != 0,
-             c->router == ROUTER_SOFTMAX ? "softmax" : "sigmoid", c->normalize_gates != 0,
-             c->rope_theta, c->norm_eps);
 }
 
 /* ---- writing ---- */
@@ -76,7 +63,8 @@ static lplb_status declare_experts(tensor_writer *w, const trainer *t, int state
 static lplb_status put_header(tensor_writer *w, const trainer *t) {
     const param_layout *p = &t->model->layout;
     const lplb_placement *placement = t->model->experts->placement;
-    char step[32], ranks[32], seed[32], sequences[32], context[32], shape[MODEL_BYTES];
+    char step[32], ranks[32], seed[32], sequences[32], context[32];
+    char shape[IDENTITY_BYTES], training[IDENTITY_BYTES];
     LPLB_TRY(declare_replicated(w, p, STATES));
     LPLB_TRY(declare_experts(w, t, STATES));
     LPLB_TRY(tensor_declare(w, "lplb.selection_bias", REAL_CODE, p->moe_layers,
@@ -85,17 +73,19 @@ static lplb_status put_header(tensor_writer *w, const trainer *t) {
                             sizeof(int32_t)));
     if (t->balancer)
         LPLB_TRY(tensor_declare(w, "lplb.manager", "U8", 1, balancer_save_bytes(t->balancer), 1));
+    LPLB_TRY(tensor_declare_sum(w));
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     snprintf(ranks, sizeof ranks, "%d", t->model->experts->group->size);
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)t->config.seed);
     snprintf(sequences, sizeof sequences, "%lld", (long long)t->config.global_batch);
     snprintf(context, sizeof context, "%d", t->config.model.context);
-    describe(&t->config.model, shape);
-    return tensor_put_header(w,
-                             json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "schema",
-                                       "lplb.checkpoint/1", "step", step, "expert_ranks", ranks,
-                                       "model", shape, "seed", seed, "global_batch", sequences,
-                                       "context", context, "text_sha256", t->config.text_digest));
+    identity_model(&t->config.model, shape);
+    identity_training(&t->config, training);
+    return tensor_put_header(w, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "schema",
+                                          "lplb.checkpoint/1", "step", step, "expert_ranks", ranks,
+                                          "model", shape, "training", training, "seed", seed,
+                                          "global_batch", sequences, "context", context,
+                                          "text_sha256", t->config.text_digest));
 }
 
 static lplb_status put_replicated(tensor_writer *w, const trainer *t, int states) {
@@ -180,7 +170,7 @@ static lplb_status put_experts(tensor_writer *w, trainer *t, int states) {
     return status;
 }
 
-/* The same on every rank but for what it says of times. */
+/* The same on every rank. */
 static lplb_status put_manager(tensor_writer *w, const trainer *t) {
     int64_t bytes = balancer_save_bytes(t->balancer);
     if (!t->balancer) return LPLB_OK;
@@ -198,7 +188,8 @@ static lplb_status put_rest(tensor_writer *w, const trainer *t) {
     LPLB_TRY(tensor_put(w, t->model->bias, cells * (int64_t)sizeof(real)));
     LPLB_TRY(tensor_put(w, p->physical_to_logical,
                         (int64_t)p->layers * p->slots * (int64_t)sizeof(int32_t)));
-    return put_manager(w, t);
+    LPLB_TRY(put_manager(w, t));
+    return tensor_put_sum(w);
 }
 
 static void file_name(int64_t step, char *name) {
@@ -220,23 +211,41 @@ static lplb_status write_manifest(const trainer *t, const char *folder, uint32_t
     return status;
 }
 
-/* Keeps the checkpoint of this step and the one before; what is later is not ours. */
-static void remove_old(const char *folder, int64_t step) {
+/* The steps of the folder's files in `step` [n], rising; lplb__free it. n is 0 without a folder. */
+static lplb_status list_steps(const char *folder, int64_t **step, int *n) {
     struct dirent **entries;
-    int n = scandir(folder, &entries, NULL, alphasort), earlier = 0;
-    for (int i = n - 1; i >= 0; i--) {
+    int found = scandir(folder, &entries, NULL, alphasort);
+    *n = 0;
+    lplb_status status = LPLB_CALLOC(*step, found > 0 ? found : 1);
+    for (int i = 0; i < found; i++) {
         long long at;
-        char name[TENSOR_NAME_BYTES], path[TENSOR_PATH_BYTES];
-        if (sscanf(entries[i]->d_name, "step-%lld.safetensors", &at) == 1 && at < step) {
+        char name[TENSOR_NAME_BYTES];
+        if (status == LPLB_OK && sscanf(entries[i]->d_name, "step-%lld.safetensors", &at) == 1) {
             file_name(at, name);
-            if (!strcmp(name, entries[i]->d_name) && ++earlier > 1) {
-                snprintf(path, sizeof path, "%s/%s", folder, name);
-                remove(path);
-            }
+            if (!strcmp(name, entries[i]->d_name)) (*step)[(*n)++] = at;
         }
         free(entries[i]);
     }
-    if (n >= 0) free(entries);
+    if (found >= 0) free(entries);
+    return status;
+}
+
+/* Keeps the checkpoint of this step and this run's one before, or what is next to it where the run
+ * has none; what is later is not ours. */
+static lplb_status remove_old(const char *folder, int64_t step, int64_t before) {
+    int64_t *steps;
+    int n;
+    LPLB_TRY(list_steps(folder, &steps, &n));
+    for (int i = n - 1; i >= 0; i--) {
+        char name[TENSOR_NAME_BYTES], path[TENSOR_PATH_BYTES];
+        if (steps[i] < step && before == 0) before = steps[i];
+        if (steps[i] >= step || steps[i] == before) continue;
+        file_name(steps[i], name);
+        snprintf(path, sizeof path, "%s/%s", folder, name);
+        remove(path);
+    }
+    lplb__free(steps);
+    return LPLB_OK;
 }
 
 static lplb_status make_folder(const char *folder) {
@@ -244,7 +253,7 @@ static lplb_status make_folder(const char *folder) {
     return LPLB_FAIL(LPLB_IO, "cannot make the folder %s: %s", folder, strerror(errno));
 }
 
-lplb_status checkpoint_prepare(const char *folder, bool resumes) {
+lplb_status checkpoint_prepare(const char *folder, bool resumes, int64_t step) {
     char path[TENSOR_PATH_BYTES];
     int64_t latest;
     lplb__output probe;
@@ -253,6 +262,7 @@ lplb_status checkpoint_prepare(const char *folder, bool resumes) {
         return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
     LPLB_TRY(lplb__output_open(path, &probe));
     lplb__output_abort(&probe);
+    if (step > 0) return LPLB_OK;
     LPLB_TRY(checkpoint_latest(folder, &latest));
     if (latest < 0 || resumes) return LPLB_OK;
     return LPLB_FAIL(LPLB_INVALID,
@@ -283,7 +293,8 @@ lplb_status checkpoint_save(trainer *t, const char *folder) {
     if (leader && status == LPLB_OK) status = put_rest(&w, t);
     if (leader) status = tensor_writer_close(&w, status);
     if (leader && status == LPLB_OK) status = write_manifest(t, folder, w.crc);
-    if (leader && status == LPLB_OK) remove_old(folder, t->step);
+    if (leader && status == LPLB_OK) status = remove_old(folder, t->step, t->saved_step);
+    if (status == LPLB_OK) t->saved_step = t->step;
     return lplb__group_agree(world, status, where);
 }
 
@@ -307,14 +318,62 @@ static lplb_status read_manifest(const char *folder, char *name, int64_t *step, 
     return fine ? LPLB_OK : LPLB_FAIL(LPLB_FORMAT, "%s: no checkpoint manifest", path);
 }
 
+static lplb_status open_step(tensor_reader *r, const char *folder, const char *name) {
+    char path[TENSOR_PATH_BYTES];
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
+    return tensor_reader_open(r, path);
+}
+
+/* Of the last step before `below` whose file is whole, -1 if none is. */
+static int64_t newest_whole(const char *folder, int64_t below) {
+    int64_t *steps, whole = -1;
+    int n;
+    if (list_steps(folder, &steps, &n) != LPLB_OK) return -1;
+    for (int i = n - 1; i >= 0 && whole < 0; i--) {
+        char name[TENSOR_NAME_BYTES];
+        tensor_reader r = {.file = NULL};
+        file_name(steps[i], name);
+        if (steps[i] < below && open_step(&r, folder, name) == LPLB_OK &&
+            tensor_check_own_sum(&r) == LPLB_OK)
+            whole = steps[i];
+        tensor_reader_close(&r);
+    }
+    lplb__free(steps);
+    return whole;
+}
+
+/* What is wrong with the latest checkpoint, and which one there is instead. To take that one is for
+ * people to decide: it is of an earlier step. */
+static lplb_status without_latest(const char *folder, int64_t latest, lplb_status status) {
+    char reason[400];
+    snprintf(reason, sizeof reason, "%s", lplb_error_message());
+    int64_t whole = newest_whole(folder, latest);
+    if (whole < 0)
+        return LPLB_FAIL(status, "%s; no other checkpoint in %s is whole", reason, folder);
+    return LPLB_FAIL(status,
+                     "%s; the newest whole checkpoint is of step %lld: "
+                     "--checkpoint-step %lld takes it",
+                     reason, (long long)whole, (long long)whole);
+}
+
 lplb_status checkpoint_latest(const char *folder, int64_t *step) {
     char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
-    int64_t crc;
+    int64_t crc, *steps;
+    int n;
     struct stat info;
     *step = -1;
     snprintf(path, sizeof path, "%s/latest.json", folder);
-    if (stat(path, &info) && errno == ENOENT) return LPLB_OK;
-    return read_manifest(folder, name, step, &crc);
+    if (stat(path, &info) && errno == ENOENT) {
+        LPLB_TRY(list_steps(folder, &steps, &n));
+        lplb__free(steps);
+        if (n == 0) return LPLB_OK;
+        return without_latest(
+            folder, INT64_MAX,
+            LPLB_FAIL(LPLB_FORMAT, "%s has checkpoints, but no latest.json", folder));
+    }
+    lplb_status status = read_manifest(folder, name, step, &crc);
+    return status == LPLB_OK ? status : without_latest(folder, INT64_MAX, status);
 }
 
 /* A checkpoint has its own numbers, bit by bit; weights alone may come as others. */
@@ -406,81 +465,93 @@ static lplb_status load_all(tensor_reader *r, trainer *t) {
 
 static lplb_status check_model(const tensor_reader *r, const trainer *t) {
     const char *theirs = tensor_metadata(r, "model");
-    char ours[MODEL_BYTES];
-    describe(&t->config.model, ours);
-    if (theirs && !strcmp(theirs, ours)) return LPLB_OK;
-    return LPLB_FAIL(LPLB_FORMAT, "%s is of another model: %s; this one has %s", r->path,
-                     theirs ? theirs : "it does not say which", ours);
+    char ours[IDENTITY_BYTES], differences[CHANGES_BYTES] = "";
+    if (!theirs) return LPLB_FAIL(LPLB_FORMAT, "%s does not say what model it is of", r->path);
+    identity_model(&t->config.model, ours);
+    if (!identity_differences(theirs, ours, differences, sizeof differences)) return LPLB_OK;
+    return LPLB_FAIL(LPLB_FORMAT, "%s is of another model: %s; the options must be as they were",
+                     r->path, differences);
 }
 
 /* What decides which text comes next: with any of it changed, the run is not the one that was
  * stopped. */
-static lplb_status check_run(const tensor_reader *r, const trainer *t) {
-    char seed[32], sequences[32], context[32], changed[400] = "";
+static void compare_runs(const tensor_reader *r, const trainer *t, char *changed, size_t bytes) {
+    char seed[32], sequences[32], context[32];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)t->config.seed);
     snprintf(sequences, sizeof sequences, "%lld", (long long)t->config.global_batch);
     snprintf(context, sizeof context, "%d", t->config.model.context);
     const struct {
-        const char *key, *name, *ours;
-    } field[] = {{"seed", "seed", seed},
-                 {"text_sha256", "the text's sha256", t->config.text_digest},
-                 {"global_batch", "global-batch", sequences},
-                 {"context", "context", context}};
+        const char *key, *name, *ours, *effect;
+    } field[] = {{"seed", "seed", seed, "the text in another order"},
+                 {"text_sha256", "the text's sha256", t->config.text_digest, "another text"},
+                 {"global_batch", "global-batch", sequences, "from another place in the text"},
+                 {"context", "context", context, "from another place in the text"}};
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
         const char *theirs = tensor_metadata(r, field[i].key);
         size_t used = strlen(changed);
         if (theirs && !strcmp(theirs, field[i].ours)) continue;
-        snprintf(changed + used, sizeof changed - used, "%s%s was %.12s and is %.12s",
-                 used ? ", " : "", field[i].name, theirs ? theirs : "not recorded", field[i].ours);
+        snprintf(changed + used, bytes - used, "%s%s was %.12s and is %.12s (%s)", used ? ", " : "",
+                 field[i].name, theirs ? theirs : "not recorded", field[i].ours, field[i].effect);
     }
-    if (!*changed) return LPLB_OK;
-    return LPLB_FAIL(LPLB_INVALID,
-                     "%s is of another run: %s; give what it had, or --resume-changed to go on "
-                     "with other text from here",
-                     r->path, changed);
 }
 
-static lplb_status open_latest(tensor_reader *r, const char *folder, int64_t *step, int64_t *crc) {
-    char path[TENSOR_PATH_BYTES], name[TENSOR_NAME_BYTES];
-    LPLB_TRY(read_manifest(folder, name, step, crc));
-    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
-        return LPLB_FAIL(LPLB_INVALID, "the folder name '%.40s...' is too long", folder);
-    return tensor_reader_open(r, path);
+/* changes: what is otherwise than it was, and no reason to refuse. */
+static lplb_status check_run(const tensor_reader *r, const trainer *t, bool same_run,
+                             char changes[CHANGES_BYTES]) {
+    char training[IDENTITY_BYTES];
+    const char *theirs = tensor_metadata(r, "training");
+    compare_runs(r, t, changes, CHANGES_BYTES);
+    if (same_run && *changes)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "%s is of another run: %s; give what it had, or --resume-changed to go on "
+                         "from its weights and step like that",
+                         r->path, changes);
+    identity_training(&t->config, training);
+    if (theirs) identity_differences(theirs, training, changes, CHANGES_BYTES);
+    return LPLB_OK;
 }
 
-lplb_status checkpoint_load(trainer *t, const char *folder, bool same_run) {
+/* Of the step asked for, or the latest. `checks`: reads it all, to know that it is whole. */
+static lplb_status open_asked(tensor_reader *r, const char *folder, int64_t *step, bool checks) {
+    char name[TENSOR_NAME_BYTES];
+    int64_t crc = 0;
+    lplb_status status;
+    if (*step > 0) {
+        file_name(*step, name);
+        LPLB_TRY(open_step(r, folder, name));
+        return checks ? tensor_check_own_sum(r) : LPLB_OK;
+    }
+    LPLB_TRY(checkpoint_latest(folder, step));
+    if (*step < 0) return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", folder);
+    LPLB_TRY(read_manifest(folder, name, step, &crc));
+    status = open_step(r, folder, name);
+    if (status == LPLB_OK && checks) status = tensor_check_sum(r, crc);
+    return status == LPLB_OK ? status : without_latest(folder, *step, status);
+}
+
+lplb_status checkpoint_load(trainer *t, const char *folder, int64_t step, bool same_run,
+                            char changes[CHANGES_BYTES]) {
     tensor_reader r = {.file = NULL};
-    int64_t step = 0, crc = 0;
-    lplb_status status = open_latest(&r, folder, &step, &crc);
-    if (status == LPLB_OK && t->grid.world->rank == 0) status = tensor_check_sum(&r, crc);
+    char differs[CHANGES_BYTES] = "";
+    lplb_status status = open_asked(&r, folder, &step, t->grid.world->rank == 0);
     if (status == LPLB_OK) status = check_model(&r, t);
-    if (status == LPLB_OK && same_run) status = check_run(&r, t);
+    if (status == LPLB_OK) status = check_run(&r, t, same_run, differs);
     status = lplb__group_agree(t->grid.world, status, where);
     if (status == LPLB_OK) status = lplb__group_agree(t->grid.world, load_all(&r, t), where);
     tensor_reader_close(&r);
-    if (status == LPLB_OK) t->step = step;
+    if (status == LPLB_OK) t->step = t->saved_step = step;
+    if (changes) memcpy(changes, differs, sizeof differs);
     return status;
 }
 
-lplb_status checkpoint_model(const char *folder, model_config *out) {
+lplb_status checkpoint_model(const char *folder, int64_t step, model_config *out) {
     tensor_reader r = {.file = NULL};
-    int64_t step, crc;
-    char router[16] = "";
     model_config c = *out;
-    lplb_status status = open_latest(&r, folder, &step, &crc);
+    lplb_status status = open_asked(&r, folder, &step, false);
     const char *text = status == LPLB_OK ? tensor_metadata(&r, "model") : NULL;
     const char *context = status == LPLB_OK ? tensor_metadata(&r, "context") : NULL;
-    if (status == LPLB_OK &&
-        (!text || !context ||
-         sscanf(text,
-                "layers=%d width=%d heads=%d kv_heads=%d vocab=%d experts=%d topk=%d "
-                "expert_width=%d shared_width=%d dense_layers=%d dense_width=%d tied=%d "
-                "router=%15s normalize_gates=%d rope_theta=%lg norm_eps=%lg",
-                &c.layers, &c.width, &c.heads, &c.kv_heads, &c.vocab, &c.experts, &c.topk,
-                &c.expert_width, &c.shared_width, &c.dense_layers, &c.dense_width, &c.tied, router,
-                &c.normalize_gates, &c.rope_theta, &c.norm_eps) != 16))
+    if (status == LPLB_OK && (!text || !context || identity_read_model(text, &c) != LPLB_OK))
         status = LPLB_FAIL(LPLB_FORMAT, "%s does not say what model it is of", r.path);
-    c.router = strcmp(router, "sigmoid") ? ROUTER_SOFTMAX : ROUTER_SIGMOID;
     if (status == LPLB_OK) {
         c.context = atoi(context);
         status = model_config_check(&c);
@@ -508,7 +579,7 @@ static bool has_bias(const trainer *t) {
 }
 
 static lplb_status open_weights(tensor_writer *w, const trainer *t, const char *path) {
-    char shape[MODEL_BYTES], context[32], name[TENSOR_NAME_BYTES];
+    char shape[IDENTITY_BYTES], context[32], name[TENSOR_NAME_BYTES];
     int32_t layers = t->model->layout.moe_layers;
     LPLB_TRY(tensor_writer_open(w, path));
     LPLB_TRY(declare_replicated(w, &t->model->layout, 1));
@@ -517,7 +588,7 @@ static lplb_status open_weights(tensor_writer *w, const trainer *t, const char *
         bias_name(t, l, name);
         LPLB_TRY(tensor_declare(w, name, REAL_CODE, 1, t->config.model.experts, sizeof(real)));
     }
-    describe(&t->config.model, shape);
+    identity_model(&t->config.model, shape);
     snprintf(context, sizeof context, "%d", t->config.model.context);
     LPLB_TRY(tensor_put_header(w, json_pack("{s:s, s:s, s:s, s:s}", "format", "pt", "schema",
                                             "lplb.weights/1", "model", shape, "context", context)));
@@ -569,8 +640,8 @@ static lplb_status check_names(const tensor_reader *r, const trainer *t) {
 static lplb_status load_weights(tensor_reader *r, trainer *t) {
     char name[TENSOR_NAME_BYTES];
     int64_t E = t->config.model.experts;
-    LPLB_TRY(check_names(r, t));
     if (tensor_metadata(r, "model")) LPLB_TRY(check_model(r, t));
+    LPLB_TRY(check_names(r, t));
     LPLB_TRY(get_replicated(r, t, 1));
     LPLB_TRY(get_experts(r, t, 1));
     model_keep_weights(t->model);

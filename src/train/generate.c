@@ -1,6 +1,8 @@
 #include "train/generate.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/rng.h"
 
@@ -40,6 +42,13 @@ static lplb_status last_logits(trainer *t, const int32_t *token, int64_t n, real
     return LPLB_OK;
 }
 
+/* The text is one, prompt and continuation; on a terminal the prompt stands out. */
+static void print_prompt(const char *prompt, FILE *out) {
+    const char *term = getenv("TERM");
+    bool bold = isatty(fileno(out)) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
+    fprintf(out, "%s%s%s", bold ? "\033[1m" : "", prompt, bold ? "\033[0m" : "");
+}
+
 lplb_status generate_text(trainer *t, const char *prompt, int64_t bytes, double temperature,
                           uint64_t seed, FILE *out) {
     int64_t T = t->config.model.context, used = 0, length = (int64_t)strlen(prompt);
@@ -48,12 +57,14 @@ lplb_status generate_text(trainer *t, const char *prompt, int64_t bytes, double 
     lplb__rng rng;
     if (t->grid.world->size != 1)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "text is generated on one rank; run without --ranks");
-    if (length == 0) return LPLB_FAIL(LPLB_INVALID, "an empty prompt; give at least one byte");
+    if (length == 0)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "an empty prompt: text is continued, give at least one byte");
     lplb__rng_seed(&rng, seed, 77);
     LPLB_TRY(LPLB_CALLOC(token, T));
     for (int64_t i = length > T / 2 ? length - T / 2 : 0; i < length; i++)
         token[used++] = (unsigned char)prompt[i];
-    fputs(prompt, out);
+    print_prompt(prompt, out);
     lplb_status status = LPLB_OK;
     for (int64_t i = 0; i < bytes && status == LPLB_OK; i++) {
         if (used == T) { /* keep the newer half */

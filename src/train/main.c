@@ -15,7 +15,7 @@ static void print_help(void) {
            "copies of busy experts, and every batch's tokens split over the copies.\n\n"
            "  --ranks N            start N ranks on this machine (through mpirun; 1)\n"
            "  --precision f32|f64  compute in float or, for exactness, in double (f32)\n"
-           "  --config FILE        YAML with the sections below; later flags win\n"
+           "  --config FILE        YAML with the sections below; flags win, wherever they stand\n"
            "  --help               this text\n");
     run_options_help(stdout);
     printf(
@@ -23,31 +23,44 @@ static void print_help(void) {
         "      --record-routing trace.npz\n");
 }
 
-/* "--layers 4", "--layers=4", "--tied", "--no-tied", "--config FILE". */
-static lplb_status parse_arguments(run_options *o, int argc, char **argv) {
-    for (int i = 1; i < argc; i++) {
-        const char *argument = argv[i];
-        char name[64];
-        if (strncmp(argument, "--", 2))
-            return LPLB_FAIL(LPLB_INVALID, "'%s' is no option; --help lists them", argument);
-        size_t n = strcspn(argument + 2, "=");
-        const char *value = argument[2 + n] ? argument + 3 + n : NULL;
-        if (n >= sizeof name) return LPLB_FAIL(LPLB_INVALID, "no option '%s'", argument);
-        memcpy(name, argument + 2, n);
-        name[n] = '\0';
-        if (!value && run_options_is_flag(name)) {
-            LPLB_TRY(run_options_set(o, name, "true"));
-            continue;
-        }
-        if (!value && !strncmp(name, "no-", 3) && run_options_is_flag(name + 3)) {
-            LPLB_TRY(run_options_set(o, name + 3, "false"));
-            continue;
-        }
-        if (!value && i + 1 >= argc) return LPLB_FAIL(LPLB_INVALID, "--%s needs a value", name);
-        if (!value) value = argv[++i];
-        if (!strcmp(name, "config")) LPLB_TRY(run_options_read(o, value));
-        else LPLB_TRY(run_options_set(o, name, value));
+/* "--layers 4", "--layers=4", "--tied", "--no-tied": name and value of argv[*i], which moves to the
+ * last word of them. */
+static lplb_status next_argument(int argc, char **argv, int *i, char name[64], const char **value) {
+    enum { NAME_BYTES = 64 };
+    const char *argument = argv[*i];
+    if (strncmp(argument, "--", 2))
+        return LPLB_FAIL(LPLB_INVALID, "'%s' is no option; --help lists them", argument);
+    size_t n = strcspn(argument + 2, "=");
+    *value = argument[2 + n] ? argument + 3 + n : NULL;
+    if (n >= NAME_BYTES) return LPLB_FAIL(LPLB_INVALID, "no option '%s'", argument);
+    memcpy(name, argument + 2, n);
+    name[n] = '\0';
+    if (!*value && run_options_is_flag(name)) {
+        *value = "true";
+    } else if (!*value && !strncmp(name, "no-", 3) && run_options_is_flag(name + 3)) {
+        memmove(name, name + 3, n - 2);
+        *value = "false";
+    } else if (!*value) {
+        if (*i + 1 >= argc) return LPLB_FAIL(LPLB_INVALID, "--%s needs a value", name);
+        *value = argv[++*i];
     }
+    /* Of a file an empty text is no text; here it is a variable that was not set. */
+    if (!**value)
+        return LPLB_FAIL(LPLB_INVALID, "--%s is empty; leave it out, or give it a value", name);
+    return LPLB_OK;
+}
+
+/* Files first, whatever their place, so that flags win over them. */
+static lplb_status parse_arguments(run_options *o, int argc, char **argv) {
+    for (int flags = 0; flags < 2; flags++)
+        for (int i = 1; i < argc; i++) {
+            char name[64];
+            const char *value = NULL;
+            LPLB_TRY(next_argument(argc, argv, &i, name, &value));
+            bool file = !strcmp(name, "config");
+            if (file && !flags) LPLB_TRY(run_options_read(o, value));
+            if (!file && flags) LPLB_TRY(run_options_set(o, name, value));
+        }
     return run_options_check(o);
 }
 

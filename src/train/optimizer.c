@@ -27,25 +27,34 @@ lplb_status optimizer_config_check(const optimizer_config *c) {
     if (!(c->weight_decay >= 0) || !(c->clip >= 0))
         return LPLB_FAIL(LPLB_INVALID, "weight_decay %g and clip %g cannot be negative",
                          c->weight_decay, c->clip);
-    int64_t decay = c->schedule == SCHEDULE_WSD ? c->decay_steps : 0;
-    if (c->steps < 1 || c->warmup_steps < 0 || decay < 0 || c->warmup_steps > c->steps - decay)
+    if (c->steps < 1 || c->schedule_steps < 0)
+        return LPLB_FAIL(LPLB_INVALID,
+                         "steps is %lld, must be positive; schedule-steps is %lld, 0 "
+                         "for the same",
+                         (long long)c->steps, (long long)c->schedule_steps);
+    int64_t decay = c->schedule == SCHEDULE_WSD ? c->decay_steps : 0, total = schedule_steps(c);
+    if (c->warmup_steps < 0 || decay < 0 || c->warmup_steps > total - decay)
         return LPLB_FAIL(LPLB_INVALID,
                          "%lld steps with %lld of warm-up and %lld of decay do not fit together "
-                         "(--steps, --warmup-steps, --decay-steps)",
-                         (long long)c->steps, (long long)c->warmup_steps, (long long)decay);
+                         "(--steps or --schedule-steps, --warmup-steps, --decay-steps)",
+                         (long long)total, (long long)c->warmup_steps, (long long)decay);
     return LPLB_OK;
+}
+
+int64_t schedule_steps(const optimizer_config *c) {
+    return c->schedule_steps ? c->schedule_steps : c->steps;
 }
 
 double learning_rate(const optimizer_config *c, int64_t step) {
     if (step < c->warmup_steps) return c->rate * (double)(step + 1) / (double)c->warmup_steps;
     double span = c->rate - c->min_rate;
     if (c->schedule == SCHEDULE_COSINE) {
-        double left = (double)(c->steps - c->warmup_steps);
+        double left = (double)(schedule_steps(c) - c->warmup_steps);
         double done = left > 0 ? (double)(step - c->warmup_steps) / left : 1;
         if (done > 1) done = 1;
         return c->min_rate + span * 0.5 * (1 + cos(3.14159265358979323846 * done));
     }
-    int64_t into = step - (c->steps - c->decay_steps);
+    int64_t into = step - (schedule_steps(c) - c->decay_steps);
     if (into <= 0 || c->decay_steps == 0) return c->rate;
     double done = (double)into / (double)c->decay_steps;
     return c->rate - span * (done > 1 ? 1 : done);

@@ -13,6 +13,7 @@ typedef struct optimizer_config {
     double beta1, beta2, eps, weight_decay, clip; /* clip 0 = none */
     schedule_kind schedule; /* warm-up, then cosine; or warm-up, stable, linear decay */
     int64_t warmup_steps, steps, decay_steps; /* decay_steps: last ones of WSD */
+    int64_t schedule_steps; /* when the final rate is reached, and kept from there; 0 = steps */
 } optimizer_config;
 
 typedef struct optimizer {
@@ -23,6 +24,8 @@ typedef struct optimizer {
 
 void optimizer_config_default(optimizer_config *config);
 lplb_status optimizer_config_check(const optimizer_config *config);
+/* The length of the schedule. */
+int64_t schedule_steps(const optimizer_config *config);
 /* Learning rate of 0-based step. */
 double learning_rate(const optimizer_config *config, int64_t step);
 

@@ -66,7 +66,9 @@ static const option_entry entries[] = {
     {"train", "min-rate", KIND_REAL, ADAM(min_rate), 0, NULL, "final learning rate"},
     {"train", "schedule", KIND_CHOICE, ADAM(schedule), 0, "cosine|wsd", "learning rate schedule"},
     {"train", "warmup-steps", KIND_INT64, ADAM(warmup_steps), 0, NULL, "linear warm-up"},
-    {"train", "decay-steps", KIND_INT64, ADAM(decay_steps), 0, NULL, "last steps of wsd"},
+    {"train", "schedule-steps", KIND_INT64, ADAM(schedule_steps), 0, NULL,
+     "step at which the final rate is reached, 0 = the last"},
+    {"train", "decay-steps", KIND_INT64, ADAM(decay_steps), 0, NULL, "last of them with wsd"},
     {"train", "beta1", KIND_REAL, ADAM(beta1), 0, NULL, "AdamW's decay of the first moment"},
     {"train", "beta2", KIND_REAL, ADAM(beta2), 0, NULL, "AdamW's decay of the second moment"},
     {"train", "eps", KIND_REAL, ADAM(eps), 0, NULL, "AdamW's, beside the root of the second"},
@@ -97,9 +99,11 @@ static const option_entry entries[] = {
     {"run", "checkpoint-every", KIND_INT64, AT(checkpoint_every), 0, NULL, "steps, 0 = at the end"},
     {"run", "resume", KIND_FLAG, AT(resume), 0, NULL, "go on from the latest checkpoint"},
     {"run", "resume-changed", KIND_FLAG, AT(resume_changed), 0, NULL,
-     "with --resume: also where seed, text, batch or context have changed"},
+     "with --resume: keep weights and step, read on in another text, order, batch or context"},
+    {"run", "checkpoint-step", KIND_INT64, AT(checkpoint_step), 0, NULL,
+     "the checkpoint to resume, generate or export from, 0 = the latest"},
     {"run", "init", KIND_TEXT, AT(init), PATH_BYTES, NULL,
-     "begin with the weights of this safetensors file"},
+     "begin with this safetensors file's weights; the model's options must fit them"},
     {"run", "export", KIND_TEXT, AT(export_to), PATH_BYTES, NULL,
      "write the checkpoint's weights to this safetensors file, and stop"},
     {"run", "record-routing", KIND_TEXT, AT(record_routing), PATH_BYTES, NULL,
@@ -359,6 +363,15 @@ lplb_status run_options_check(run_options *o) {
         return LPLB_FAIL(LPLB_INVALID, "--export needs --checkpoint FOLDER to take weights from");
     if (*o->export_to && *o->generate)
         return LPLB_FAIL(LPLB_INVALID, "--export and --generate: one at a time");
+    if (o->json && (*o->generate || *o->export_to))
+        return LPLB_FAIL(LPLB_UNSUPPORTED, "--json is of a training run or --plan-memory: not with "
+                                           "--generate, --export");
+    if (o->checkpoint_step < 0 ||
+        (o->checkpoint_step > 0 && !o->resume && !*o->generate && !*o->export_to))
+        return LPLB_FAIL(LPLB_INVALID,
+                         "checkpoint-step is %lld: that of a checkpoint, for use with --resume, "
+                         "--generate or --export",
+                         (long long)o->checkpoint_step);
     if (o->resume && !*o->checkpoint)
         return LPLB_FAIL(LPLB_INVALID, "--resume needs --checkpoint FOLDER");
     if (o->resume_changed && !o->resume)

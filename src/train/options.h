@@ -20,6 +20,7 @@ typedef struct run_options {
     int64_t checkpoint_every;    /* steps, 0 = only at the end */
     int32_t resume;              /* go on from the folder's latest checkpoint if there is one */
     int32_t resume_changed;      /* even if seed, text, batch or context are not as they were */
+    int64_t checkpoint_step;     /* of the one to take, 0 = the latest */
     char init[PATH_BYTES];       /* safetensors file with the weights to begin with */
     char export_to[PATH_BYTES];  /* write the checkpoint's weights there instead of training */
     char record_routing[PATH_BYTES];

@@ -37,6 +37,7 @@ typedef struct run {
     memory_plan memory;
     int64_t base_bytes, peak_bytes; /* peak: of the rank with the most */
     int32_t stopped;                /* signal that ended the training early, or 0 */
+    char changes[CHANGES_BYTES];    /* since the checkpoint that is resumed */
     bool leader, terminal;
 } run;
 
@@ -84,15 +85,15 @@ static void print_header(const run *r) {
         (int64_t)m->layout.moe_layers * m->config.experts * m->layout.expert_items;
     int64_t active =
         m->layout.items + (int64_t)m->layout.moe_layers * m->config.topk * m->layout.expert_items;
-    printf("text %s: %.2f MB, %lld documents, sha256 %s\n", o->text, (double)r->text_bytes * 1e-6,
-           (long long)r->documents, r->digest);
+    printf("text %s: %.2f MB, %lld document%s, sha256 %s\n", o->text, (double)r->text_bytes * 1e-6,
+           (long long)r->documents, r->documents == 1 ? "" : "s", r->digest);
     printf("model: %.2f M parameters, %.2f M active a token; %d layers, %d experts, top-%d; %s, "
            "products by %s\n",
            (double)(m->layout.items + expert_params) * 1e-6, (double)active * 1e-6,
            m->config.layers, m->config.experts, m->config.topk, m->ops->rounds ? "bf16" : REAL_NAME,
            products);
-    printf("%d ranks (%d expert-parallel), %d expert slots each; %lld sequences of %d a step\n\n",
-           r->world->size, m->group->size, m->experts->local_slots,
+    printf("%d rank%s (%d expert-parallel), %d expert slots each; %lld sequences of %d a step\n\n",
+           r->world->size, r->world->size == 1 ? "" : "s", m->group->size, m->experts->local_slots,
            (long long)o->trainer.global_batch, m->config.context);
     printf("%6s %8s %9s %9s %9s | %19s | %8s | %s\n", "step", "loss", "grad", "rate", "tokens/s",
            "imbalance, balanced", "plan us", "experts' CPU s max/mean");
@@ -353,7 +354,7 @@ static lplb_status probe_outputs(const run_options *o) {
     if (o->plan_memory) return LPLB_OK;
     LPLB_TRY(probe_output(o->export_to));
     if (!trains(o)) return LPLB_OK;
-    if (*o->checkpoint) LPLB_TRY(checkpoint_prepare(o->checkpoint, o->resume));
+    if (*o->checkpoint) LPLB_TRY(checkpoint_prepare(o->checkpoint, o->resume, o->checkpoint_step));
     return probe_output(o->record_routing);
 }
 
@@ -362,26 +363,25 @@ static lplb_status probe_outputs(const run_options *o) {
 static lplb_status open_checkpoint(run *r) {
     run_options o = *r->options;
     model_config stored = o.trainer.model;
-    int64_t latest;
-    LPLB_TRY(checkpoint_latest(o.checkpoint, &latest));
-    if (latest < 0) return LPLB_FAIL(LPLB_IO, "no checkpoint in %s", o.checkpoint);
-    LPLB_TRY(checkpoint_model(o.checkpoint, &stored));
+    LPLB_TRY(checkpoint_model(o.checkpoint, o.checkpoint_step, &stored));
     run_options_adopt_model(&o, &stored);
     o.trainer.micro_batch = 1;
     o.trainer.global_batch = r->world->size;
     o.trainer.mode = MODE_NONE;
     o.trainer.redundant = 0;
     LPLB_TRY(trainer_create(&o.trainer, r->world, NULL, &r->trainer));
-    return checkpoint_load(r->trainer, o.checkpoint, false);
+    return checkpoint_load(r->trainer, o.checkpoint, o.checkpoint_step, false, NULL);
 }
 
 static lplb_status begin_with(run *r) {
     const run_options *o = r->options;
-    int64_t latest = -1;
+    int64_t from = o->checkpoint_step;
     if (*o->init) return weights_load(r->trainer, o->init);
     if (!o->resume) return LPLB_OK;
-    LPLB_TRY(checkpoint_latest(o->checkpoint, &latest));
-    if (latest >= 0) return checkpoint_load(r->trainer, o->checkpoint, !o->resume_changed);
+    if (from == 0) LPLB_TRY(checkpoint_latest(o->checkpoint, &from));
+    if (from >= 0)
+        return checkpoint_load(r->trainer, o->checkpoint, o->checkpoint_step, !o->resume_changed,
+                               r->changes);
     if (r->leader) fprintf(stderr, "no checkpoint in %s: starting anew\n", o->checkpoint);
     return LPLB_OK;
 }
@@ -450,6 +450,8 @@ static lplb_status train(run *r) {
                     o->checkpoint, (long long)r->trainer->step);
         return LPLB_OK;
     }
+    if (r->leader && *r->changes)
+        fprintf(stderr, "lplb train: changed since the checkpoint: %s\n", r->changes);
     print_header(r);
     if (r->leader && !o->json && r->trainer->step > 0)
         printf("going on after step %lld\n", (long long)r->trainer->step);

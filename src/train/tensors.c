@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <zlib.h>
 
 #include "base/mem.h"
@@ -36,6 +37,19 @@ lplb_status tensor_put(tensor_writer *w, const void *data, int64_t bytes) {
         at += n;
     }
     return LPLB_OK;
+}
+
+static const char own_sum[] = "lplb.crc32";
+enum { OWN_SUM_BYTES = 4 };
+
+lplb_status tensor_declare_sum(tensor_writer *w) {
+    return tensor_declare(w, own_sum, "U8", 1, OWN_SUM_BYTES, 1);
+}
+
+lplb_status tensor_put_sum(tensor_writer *w) {
+    unsigned char sum[OWN_SUM_BYTES];
+    for (int i = 0; i < OWN_SUM_BYTES; i++) sum[i] = (unsigned char)(w->crc >> (8 * i));
+    return tensor_put(w, sum, sizeof sum);
 }
 
 lplb_status tensor_put_header(tensor_writer *w, json_t *metadata) {
@@ -103,17 +117,30 @@ const char *tensor_metadata(const tensor_reader *r, const char *name) {
     return json_string_value(json_object_get(json_object_get(r->header, "__metadata__"), name));
 }
 
-lplb_status tensor_check_sum(tensor_reader *r, int64_t expected) {
+/* CRC-32 of the first `bytes` of the file. */
+static uint32_t sum_of(tensor_reader *r, int64_t bytes) {
     unsigned char block[65536];
     uint32_t crc = 0;
-    size_t n;
     rewind(r->file);
-    while ((n = fread(block, 1, sizeof block, r->file)) > 0)
+    while (bytes > 0) {
+        size_t most = bytes < (int64_t)sizeof block ? (size_t)bytes : sizeof block;
+        size_t n = fread(block, 1, most, r->file);
+        if (n == 0) break;
         crc = (uint32_t)crc32(crc, block, (uInt)n);
-    if ((int64_t)crc != expected)
-        return LPLB_FAIL(LPLB_FORMAT, "%s: damaged, its checksum is %08x instead of %08x", r->path,
-                         crc, (unsigned)expected);
-    return LPLB_OK;
+        bytes -= (int64_t)n;
+    }
+    return crc;
+}
+
+static lplb_status compare_sums(tensor_reader *r, int64_t bytes, int64_t expected) {
+    uint32_t crc = sum_of(r, bytes);
+    if ((int64_t)crc == expected) return LPLB_OK;
+    return LPLB_FAIL(LPLB_FORMAT, "%s: damaged, its checksum is %08x instead of %08x", r->path, crc,
+                     (unsigned)expected);
+}
+
+lplb_status tensor_check_sum(tensor_reader *r, int64_t expected) {
+    return compare_sums(r, r->bytes, expected);
 }
 
 bool tensor_exists(const tensor_reader *r, const char *name) {
@@ -153,6 +180,17 @@ lplb_status tensor_get(tensor_reader *r, const char *name, const char *code, int
                          r->path, name, dtype, (long long)bytes, code,
                          (long long)(items * item_bytes));
     return read_at(r, name, first, bytes, out);
+}
+
+lplb_status tensor_check_own_sum(tensor_reader *r) {
+    unsigned char sum[OWN_SUM_BYTES];
+    int64_t behind = r->bytes - OWN_SUM_BYTES, expected = 0;
+    if (!tensor_exists(r, own_sum))
+        return LPLB_FAIL(LPLB_FORMAT, "%s: has no checksum of its own", r->path);
+    if (fseeko(r->file, behind, SEEK_SET) || fread(sum, 1, sizeof sum, r->file) != sizeof sum)
+        return LPLB_FAIL(LPLB_IO, "%s: %s", r->path, strerror(errno));
+    for (int i = 0; i < OWN_SUM_BYTES; i++) expected |= (int64_t)sum[i] << (8 * i);
+    return compare_sums(r, behind, expected);
 }
 
 /* ---- other numbers than ours ---- */

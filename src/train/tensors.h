@@ -33,6 +33,10 @@ lplb_status tensor_declare(tensor_writer *w, const char *name, const char *code,
 /* metadata: strings by name; the reference is taken. */
 lplb_status tensor_put_header(tensor_writer *w, json_t *metadata);
 lplb_status tensor_put(tensor_writer *w, const void *data, int64_t bytes);
+/* The last tensor of a file, [4] bytes: the CRC-32 of all that is before it, little-endian, so that
+ * the file alone says whether it is whole. */
+lplb_status tensor_declare_sum(tensor_writer *w);
+lplb_status tensor_put_sum(tensor_writer *w);
 /* Commits the file if status is LPLB_OK, else removes it; returns the first failure. */
 lplb_status tensor_writer_close(tensor_writer *w, lplb_status status);
 
@@ -49,6 +53,8 @@ void tensor_reader_close(tensor_reader *r);
 const char *tensor_metadata(const tensor_reader *r, const char *name);
 /* LPLB_FORMAT when the whole file has another CRC-32. */
 lplb_status tensor_check_sum(tensor_reader *r, int64_t expected);
+/* LPLB_FORMAT when the file ends otherwise than with the sum of what is before it. */
+lplb_status tensor_check_own_sum(tensor_reader *r);
 bool tensor_exists(const tensor_reader *r, const char *name);
 /* A whole tensor of `items` numbers of exactly this type. */
 lplb_status tensor_get(tensor_reader *r, const char *name, const char *code, int64_t items,

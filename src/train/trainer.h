@@ -53,6 +53,7 @@ typedef struct trainer {
     bool failed;        /* a step did: transfers may be under way that nobody will end */
     sampler sampler;
     int64_t step;                    /* steps done */
+    int64_t saved_step;              /* of the last checkpoint written or read, 0 = none */
     int32_t *token, *target, *first; /* [local sequences][T] */
     int64_t local_sequences;
     /* Called after every forward of a micro-batch, if set: recording. */

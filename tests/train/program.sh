@@ -32,10 +32,16 @@ small="--text text.txt --layers 2 --width 32 --heads 2 --kv-heads 2 --context 32
 
 expect 2 "no option 'wrong'" --wrong 3
 expect 2 "must be a whole number" --layers many
+expect 2 "--generate is empty" --checkpoint ck --generate ""
+expect 2 "--checkpoint is empty" --checkpoint=
 expect 2 "needs a value" --layers
 expect 2 "f32 or f64" --precision f16
 printf 'model:\n  layer: 3\n' >bad.yaml
 expect 2 "line 2, column 3" --config bad.yaml
+mkdir lonely && cp "$lplb" lonely/lplb && : >lonely/lplb-train && chmod +x lonely/lplb-train
+lonely/lplb train --precision f64 2>err && failed=1
+grep -q "lplb-train-f64.*make build" err || { cat err; failed=1; }
+rm -r lonely
 expect 2 "text is kjv" --ranks 2 --text absent.txt
 expect 2 "do not divide over 3 ranks" --ranks 3 $small --global-batch 6
 expect 2 "does not divide over 4 ranks" --ranks 4 $small --global-batch 6
@@ -58,6 +64,11 @@ expect 2 "no bf16 instructions\|needs oneDNN" $small --dtype bf16
 unset DNNL_MAX_CPU_ISA
 expect 1 "lower the learning rate" --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0
 
+# flags win over a file, wherever they stand
+printf 'train: {steps: 9, global-batch: 4}\n' >run.yaml
+"$lplb" train $small --steps 3 --config run.yaml --json >json || failed=1
+grep -q '"steps":3,"step":3,"tokens":7[0-9][0-9],' json || { cat json; failed=1; }
+
 run="--ranks 4 $small --steps 10 --mode lplb --redundant 2 --rebalance-every 4 --checkpoint ck"
 "$lplb" train $run --checkpoint-every 5 --record-routing trace.npz --log log --event-log events \
     --chrome-trace phases --json >json || failed=1
@@ -71,7 +82,9 @@ grep -q '"schema":"lplb.train/1","steps":10' json || { cat json; failed=1; }
 "$lplb" replay trace.npz --ranks 4 --redundant 2 --batch-tokens 128 --policy none --policy lplb \
     --json >replayed || failed=1
 grep -q '"policy": *"lplb"' replayed || failed=1
-"$lplb" train $run --steps 12 --resume --json >json || failed=1
+"$lplb" train $run --steps 12 --resume --json >json 2>err || failed=1
+grep -qx 'lplb train: changed since the checkpoint: schedule-steps was 10 and is 12' err ||
+    { cat err; failed=1; }
 grep -q '"steps":2,"step":12' json || { cat json; failed=1; }
 "$lplb" train $small --checkpoint ck --generate "line 1" --generate-bytes 20 >text || failed=1
 grep -q '^line 1' text || failed=1
@@ -86,16 +99,18 @@ cksum ck/* | cmp -s - before || { echo "a second run has changed the first one's
 
 # a loss that is no number ends the run but not its checkpoints
 cksum ck/* >before
-expect 1 "lower the learning rate" $run --steps 80 --resume --rate 1e30 --min-rate 0 --clip 0
+"$lplb" train $run --steps 80 --resume --rate 1e30 --min-rate 0 --clip 0 >out 2>err
+[ $? = 1 ] && [ "$(grep -c 'lower the learning rate' err)" = 1 ] || { cat err; failed=1; }
 cksum ck/* | cmp -s - before || { echo "a failed run has changed its checkpoints"; failed=1; }
 
 # what decides which text comes next must be as it was, unless one says so; the model always
-expect 2 "seed was 1 and is 2; give" $run --steps 14 --resume --seed 2
+expect 2 "seed was 1 and is 2 (the text in another order); give" $run --steps 14 --resume --seed 2
 expect 2 "global-batch was 8 and is 16" $run --steps 14 --resume --global-batch 16
 expect 2 "context was 32 and is 16" $run --steps 14 --resume --context 16
 expect 2 "sha256 was" $run --steps 14 --resume --text text.txt,text.txt
-expect 2 "of another model.*topk=2.*topk=3" $run --steps 14 --resume --topk 3
+expect 2 "of another model: topk was 2 and is 3;" $run --steps 14 --resume --topk 3
 expect 2 "for use with --resume" $run --resume-changed
+expect 2 "not with --generate" $small --checkpoint ck --export w.safetensors --json
 expect 2 "one at a time" $small --checkpoint ck --export w.safetensors --generate line
 expect 2 "--init begins anew" $small --checkpoint ck --resume --init w.safetensors
 expect 2 "no safetensors file" $small --init text.txt --steps 3
@@ -115,7 +130,19 @@ cmp -s text again || { echo "the model of the checkpoint writes something else";
     --checkpoint begun >out || failed=1
 "$lplb" train --checkpoint begun --export again.safetensors || failed=1
 cmp -s w.safetensors again.safetensors || { echo "weights that come back are others"; failed=1; }
-expect 2 "another shape\|no place for\|of another model" $small --width 64 --init w.safetensors
+expect 2 "of another model: width was 32 and is 64;" $small --width 64 --init w.safetensors
+
+# the newest is damaged: it and the one before are named, which is taken when asked for
+cp -r ck broken
+truncate -s -1 broken/step-00000012.safetensors
+expect 2 "damaged.*step 10: --checkpoint-step 10" $run --checkpoint broken --steps 14 --resume
+expect 2 "damaged.*step 10: --checkpoint-step 10" --checkpoint broken --generate line
+"$lplb" train --checkpoint broken --checkpoint-step 10 --generate line >out || failed=1
+"$lplb" train $run --checkpoint broken --steps 14 --resume --checkpoint-step 10 --json \
+    >json || failed=1
+grep -q '"steps":4,"step":14' json || { cat json; failed=1; }
+[ "$(cd broken && echo *)" = "latest.json step-00000010.safetensors step-00000014.safetensors" ] ||
+    { ls broken; failed=1; }
 
 # a recording has what there was when the run failed, and says where it was cut
 "$lplb" train --ranks 2 $small --steps 40 --rate 1e30 --min-rate 0 --clip 0 \
@@ -152,6 +179,28 @@ wait $!
 got=$?
 [ $got = 143 ] && grep -q 'told to stop after step' err || { echo "exit $got"; cat err; failed=1; }
 [ -e alone/latest.json ] || failed=1
+
+# a rank that is killed is told of, as is a signal to all processes of the job
+rm -f log
+"$lplb" train --ranks 2 $small --steps 1000000 --log log >out 2>err &
+main=$! i=0
+until [ -s log ] || [ $i -gt 300 ]; do i=$((i + 1)); sleep 0.1; done
+mpirun=$(cat /proc/$main/task/$main/children)
+read -r rank others </proc/${mpirun% }/task/${mpirun% }/children
+kill -KILL "$rank"
+wait $main
+got=$?
+[ $got = 137 ] && grep -q 'ended by signal 9' err ||
+    { echo "killed: exit $got"; cat err; failed=1; }
+rm -f log
+"$lplb" train --ranks 2 $small --steps 1000000 --log log >out 2>err &
+main=$! i=0
+until [ -s log ] || [ $i -gt 300 ]; do i=$((i + 1)); sleep 0.1; done
+mpirun=$(cat /proc/$main/task/$main/children)
+kill -TERM $main $mpirun $(cat /proc/${mpirun% }/task/${mpirun% }/children)
+wait $main
+got=$?
+[ $got = 143 ] || { echo "all told to stop: exit $got"; cat err; failed=1; }
 
 # a bounced key is one wish, also before the ranks listen; a finished run says that it is
 rm -f log

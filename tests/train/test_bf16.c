@@ -227,8 +227,8 @@ static void test_checkpoints(void **state) {
         must(trainer_step(a, &r));
         straight[r.step] = r.loss;
     }
-    must(checkpoint_load(b, folder, true));
-    must(checkpoint_load(f, folder, true));
+    must(checkpoint_load(b, folder, 0, true, NULL));
+    must(checkpoint_load(f, folder, 0, true, NULL));
     same_weights(f, b);
     while (b->step < STEPS) {
         must(trainer_step(b, &r));
@@ -239,7 +239,7 @@ static void test_checkpoints(void **state) {
     must(trainer_step(f, &r));
     assert_true(fabs(r.loss - straight[STOP]) < 1e-2 * straight[STOP]);
     must(checkpoint_save(f, folder));
-    must(checkpoint_load(b, folder, true));
+    must(checkpoint_load(b, folder, 0, true, NULL));
     same_weights(f, b);
     check_rounded(b);
     must(trainer_step(b, &r));

@@ -13,6 +13,7 @@
 
 #include "base/rng.h"
 #include "train/blas.h"
+#include "train/identity.h"
 #include "train/options.h"
 #include "train/router.h"
 
@@ -107,6 +108,8 @@ static void test_combinations(void **state) {
         {"warmup-steps", "400", "warm-up"},
         {"held-out", "1", "held-out"},
         {"rate", "-1", "learning rate"},
+        {"schedule-steps", "-1", "schedule-steps"},
+        {"checkpoint-step", "4", "--resume, --generate"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         run_options o;
@@ -217,6 +220,54 @@ static void test_help(void **state) {
     free(help);
 }
 
+/* The length of the schedule is its own where it is given: more steps do not change the rates of
+ * those that were taken. */
+static void test_schedule(void **state) {
+    (void)state;
+    optimizer_config shorter, longer;
+    optimizer_config_default(&shorter);
+    shorter.steps = 100;
+    for (int wsd = 0; wsd < 2; wsd++) {
+        shorter.schedule = wsd ? SCHEDULE_WSD : SCHEDULE_COSINE;
+        longer = shorter;
+        longer.steps = 150;
+        assert_true(learning_rate(&longer, 90) > learning_rate(&shorter, 90));
+        longer.schedule_steps = 100;
+        for (int64_t step = 0; step < 100; step++)
+            assert_true(learning_rate(&longer, step) == learning_rate(&shorter, step));
+        for (int64_t step = 100; step < 150; step++)
+            assert_true(fabs(learning_rate(&longer, step) - longer.min_rate) < 1e-15);
+        assert_int_equal(optimizer_config_check(&longer), LPLB_OK);
+        longer.schedule_steps = 10; /* shorter than the warm-up */
+        assert_int_equal(optimizer_config_check(&longer), LPLB_INVALID);
+    }
+}
+
+/* Only what differs, as the options are written. */
+static void test_differences(void **state) {
+    (void)state;
+    char out[CHANGES_BYTES] = "";
+    assert_false(identity_differences("a=1 b=2", "a=1 b=2", out, sizeof out));
+    assert_string_equal(out, "");
+    assert_true(
+        identity_differences("a=1 kv_heads=2 d=x", "a=1 kv_heads=4 c=5 d=xy", out, sizeof out));
+    assert_string_equal(out, "kv-heads was 2 and is 4, c was not recorded and is 5, d was x and is "
+                             "xy");
+    char small[20] = "";
+    assert_true(identity_differences("a=1", "a=2 b=3", small, sizeof small));
+    assert_true(strlen(small) < sizeof small);
+    model_config stored = {0}, c;
+    model_config_default(&c);
+    c.router = ROUTER_SIGMOID;
+    c.rope_theta = 1e5 / 3;
+    identity_model(&c, out);
+    assert_int_equal(identity_read_model(out, &stored), LPLB_OK);
+    char again[IDENTITY_BYTES];
+    identity_model(&stored, again);
+    assert_string_equal(out, again);
+    assert_int_equal(identity_read_model("layers=2", &stored), LPLB_FORMAT);
+}
+
 static void test_core(void **state) {
     (void)state;
     assert_string_equal(blas_better_core("Haswell", true), "SKYLAKEX");
@@ -229,6 +280,7 @@ static void test_core(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_digest),        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_schedule),      cmocka_unit_test(test_differences),
         cmocka_unit_test(test_core),          cmocka_unit_test(test_yaml),
         cmocka_unit_test(test_yaml_mistakes), cmocka_unit_test(test_dump),
         cmocka_unit_test(test_combinations),  cmocka_unit_test(test_capacity),

@@ -58,6 +58,47 @@ static void compare_weights(const trainer *a, const trainer *b) {
         sizeof(real) * (size_t)(x->placement->layers * (int64_t)x->local_slots * x->expert_items));
 }
 
+static char *read_file(const char *in, const char *name, size_t *bytes) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", in, name);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    fseek(file, 0, SEEK_END);
+    *bytes = (size_t)ftell(file);
+    rewind(file);
+    char *data = malloc(*bytes + 1);
+    assert_non_null(data);
+    assert_int_equal(fread(data, 1, *bytes, file), *bytes);
+    fclose(file);
+    return data;
+}
+
+/* Both save; the files are the same bytes, checksum of the manifest included. */
+static void compare_checkpoints(trainer *a, trainer *b) {
+    static const char *const names[] = {"step-00000014.safetensors", "latest.json"};
+    char at[2][sizeof folder + 8];
+    for (int i = 0; i < 2; i++) {
+        snprintf(at[i], sizeof at[i], "%s/%d", folder, i);
+        must(checkpoint_save(i ? b : a, at[i]));
+    }
+    for (int i = 0; i < 2 && world->rank == 0; i++) {
+        size_t n[2];
+        char *data[2];
+        for (int k = 0; k < 2; k++) {
+            char path[2 * PATH_SIZE];
+            data[k] = read_file(at[k], names[i], &n[k]);
+            snprintf(path, sizeof path, "%s/%s", at[k], names[i]);
+            remove(path);
+            if (i) rmdir(at[k]);
+        }
+        assert_int_equal(n[0], n[1]);
+        assert_memory_equal(data[0], data[1], n[0]);
+        free(data[0]);
+        free(data[1]);
+    }
+    world->table->barrier(world);
+}
+
 /* Stopped after any step: with a placement being computed, with experts on their way, between. */
 static void test_resume(void **state) {
     (void)state;
@@ -76,11 +117,12 @@ static void test_resume(void **state) {
         must(checkpoint_save(b, folder));
         trainer *d = open_trainer(&c, world);
         if (stop % 2) go_on(d, 4, resumed); /* into a trainer with moves of its own under way */
-        must(checkpoint_load(d, folder, true));
+        must(checkpoint_load(d, folder, 0, true, NULL));
         assert_int_equal(d->step, stop);
         go_on(d, STEPS, resumed);
         for (int i = stop; i < STEPS; i++) assert_true(straight[i] == resumed[i]);
         compare_weights(a, d);
+        compare_checkpoints(a, d);
         trainer_destroy(d);
     }
     if (world->size > 1) assert_true(staged > 0 && pending > staged);
@@ -96,8 +138,8 @@ static void test_other_ranks(void **state) {
     lplb__group *self;
     must(lplb__group_self(&self));
     trainer *t = open_trainer(&many, world), *u = open_trainer(&one, self);
-    must(checkpoint_load(t, folder, true));
-    must(checkpoint_load(u, folder, true));
+    must(checkpoint_load(t, folder, 0, true, NULL));
+    must(checkpoint_load(u, folder, 0, true, NULL));
     go_on(t, STEPS, together);
     go_on(u, STEPS, alone);
     for (int i = STOP; i < STEPS; i++)
@@ -111,20 +153,7 @@ static void test_other_ranks(void **state) {
 
 /* ---- damage ---- */
 
-static char *read_whole(const char *name, size_t *bytes) {
-    char path[PATH_SIZE];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    fseek(file, 0, SEEK_END);
-    *bytes = (size_t)ftell(file);
-    rewind(file);
-    char *data = malloc(*bytes + 1);
-    assert_non_null(data);
-    assert_int_equal(fread(data, 1, *bytes, file), *bytes);
-    fclose(file);
-    return data;
-}
+static char *read_whole(const char *name, size_t *bytes) { return read_file(folder, name, bytes); }
 
 static void write_whole(const char *name, const char *data, size_t bytes) {
     char path[PATH_SIZE];
@@ -136,9 +165,39 @@ static void write_whole(const char *name, const char *data, size_t bytes) {
 }
 
 static void expect_refusal(trainer *t, lplb_status wanted, const char *word) {
-    lplb_status status = checkpoint_load(t, folder, true);
+    lplb_status status = checkpoint_load(t, folder, 0, true, NULL);
     assert_int_equal(status, wanted);
     if (!strstr(lplb_error_message(), word)) fail_msg("'%s'", lplb_error_message());
+}
+
+/* The one before is named, and taken if one asks for it; a folder whose manifest is lost is no
+ * empty folder. */
+static void check_older(trainer *t, const char *name, const char *data, size_t bytes) {
+    char older[64];
+    size_t older_bytes;
+    int64_t latest;
+    snprintf(older, sizeof older, "step-%08d.safetensors", STOP - 1);
+    char *whole = read_whole(older, &older_bytes);
+    write_whole(name, data, bytes - 1);
+    expect_refusal(t, LPLB_FORMAT, "whole checkpoint is of step 6: --checkpoint-step 6");
+    must(checkpoint_load(t, folder, STOP - 1, true, NULL));
+    assert_int_equal(t->step, STOP - 1);
+    whole[older_bytes / 2] ^= 1;
+    write_whole(older, whole, older_bytes);
+    expect_refusal(t, LPLB_FORMAT, "no other checkpoint");
+    assert_int_equal(checkpoint_load(t, folder, STOP - 1, true, NULL), LPLB_FORMAT);
+    whole[older_bytes / 2] ^= 1;
+    write_whole(older, whole, older_bytes);
+    write_whole(name, data, bytes);
+    size_t manifest_bytes;
+    char *manifest = read_whole("latest.json", &manifest_bytes), path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/latest.json", folder);
+    remove(path);
+    expect_refusal(t, LPLB_FORMAT, "no latest.json; the newest whole checkpoint is of step 7");
+    assert_int_equal(checkpoint_latest(folder, &latest), LPLB_FORMAT);
+    write_whole("latest.json", manifest, manifest_bytes);
+    free(manifest);
+    free(whole);
 }
 
 /* One rank alone: damage is found before any collective. */
@@ -162,21 +221,22 @@ static void test_damage(void **state) {
         for (size_t at = 0; at < bytes; at += bytes / 9 + 1) { /* single bits anywhere */
             data[at] ^= 4;
             write_whole(name, data, bytes);
-            assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
+            assert_int_not_equal(checkpoint_load(t, folder, 0, true, NULL), LPLB_OK);
             data[at] ^= 4;
         }
         write_whole(name, data, bytes);
+        check_older(t, name, data, bytes);
         write_whole("latest.json", "{", 1);
-        assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
+        assert_int_not_equal(checkpoint_load(t, folder, 0, true, NULL), LPLB_OK);
         static const char outside[] = "{\"file\":\"../x\",\"step\":1,\"crc32\":1}";
         write_whole("latest.json", outside, sizeof outside - 1);
-        assert_int_not_equal(checkpoint_load(t, folder, true), LPLB_OK);
+        assert_int_not_equal(checkpoint_load(t, folder, 0, true, NULL), LPLB_OK);
         write_whole("latest.json", manifest, manifest_bytes);
-        must(checkpoint_load(t, folder, true));
+        must(checkpoint_load(t, folder, 0, true, NULL));
         /* a failed save changes nothing: here the folder is a file */
         snprintf(other, sizeof other, "%s/latest.json", folder);
         assert_int_equal(checkpoint_save(t, other), LPLB_IO);
-        must(checkpoint_load(t, folder, true));
+        must(checkpoint_load(t, folder, 0, true, NULL));
         trainer_destroy(t);
         c.model.heads = c.model.kv_heads = 4; /* same tensors, another function */
         t = open_trainer(&c, self);
@@ -218,7 +278,7 @@ static void test_generate(void **state) {
     size_t bytes;
     must(lplb__group_self(&self));
     trainer *t = open_trainer(&c, self);
-    must(checkpoint_load(t, folder, true));
+    must(checkpoint_load(t, folder, 0, true, NULL));
     FILE *out = open_memstream(&first, &bytes);
     must(generate_text(t, "abc", 60, 0.8, 3, out));
     fclose(out);
