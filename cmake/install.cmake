@@ -1,6 +1,9 @@
 # What `make install` puts under the prefix: the command, the library with a versioned soname,
 # public headers, pkg-config and CMake package files, man pages.
 include(CMakePackageConfigHelpers)
+# What follows can be installed without the trainer and the plug-ins being built: `cmake --install
+# build --component lplb`; those are the components train and mpi.
+set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME lplb)
 set(LPLB_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/lplb)
 
 # The command finds its library relative to itself, so that any prefix works.

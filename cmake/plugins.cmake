@@ -9,5 +9,5 @@ if(MPI_C_FOUND)
   target_link_libraries(lplb_mpi PUBLIC lplb PRIVATE MPI::MPI_C)
   set_target_properties(lplb_mpi PROPERTIES VERSION ${PROJECT_VERSION}
                         SOVERSION ${PROJECT_VERSION_MAJOR} INSTALL_RPATH "$ORIGIN")
-  install(TARGETS lplb_mpi LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(TARGETS lplb_mpi LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT mpi)
 endif()

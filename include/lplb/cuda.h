@@ -42,8 +42,8 @@ typedef struct lplb_cuda_config {
                          this much in total (sum of |w/W - w'/W'| over both, 0 to 2); 0 = never.
                          Batches without tokens are neither kept nor reused */
     int32_t locality; /* nonzero: tokens stay on their source's rank, then node, where the split
-                         allows it, as lplb_dispatch_prepare; the split is the same without. With
-                         source_counts, or one source (docs/gpu.md) */
+                         allows it, as lplb_dispatch_prepare; the split is the same without. Needs
+                         source_rank, unless there is a source for every rank */
     int64_t max_ids;  /* most ids of a step */
     int32_t n_sms;    /* multiprocessors a step may use; 0 = all */
     /* lplb_cuda_run then shares the counts of the communicator's ranks, which are the sources
@@ -70,9 +70,10 @@ LPLB_API lplb_status lplb_cuda_planner_update(lplb_cuda_planner *planner,
 /* The ids of one step. Zero-initialise, set struct_size. */
 typedef struct lplb_cuda_ids {
     size_t struct_size;
-    const void *ids; /* device [n] of INT32 or INT64; -1 = no selection */
+    const void *ids; /* device [n] of INT32 or INT64, on a border of its items; -1 = no selection */
     lplb_dtype ids_dtype;
-    void *out; /* device [n] of INT32 or INT64; may be ids when the widths agree */
+    void *out; /* device [n] of INT32 or INT64, likewise; ids itself when the widths agree, else no
+                  part of it */
     lplb_dtype out_dtype;
     int64_t n;               /* at most max_ids */
     const int64_t *n_device; /* device scalar: that many tokens of `topk` ids are used in place of

@@ -79,7 +79,8 @@ LPLB_API lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm
 /* Collective: LPLB_DISAGREE, naming the ranks, unless all planners have the same placement and
  * options. Every step checks the same on the device. */
 LPLB_API lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner);
-/* LPLB_OK while it works, else what ended it. Waits for nothing. */
+/* LPLB_OK while it works, else what ended it, with a message. Copies a word from the device, for
+ * which it waits, but for no step that runs there. */
 LPLB_API lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm);
 
 LPLB_END_DECLS

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The GPU tests on this machine's GPU, or a part of them under compute-sanitizer.
 #   scripts/gpu/test.sh FOLDER              all, from the programs in FOLDER
-#   scripts/gpu/test.sh FOLDER sanitize     memcheck, racecheck and initcheck; under ten minutes
+#   scripts/gpu/test.sh FOLDER sanitize     memcheck, racecheck, initcheck; a minute on an H200
 # Ends with "N passed, N failed", exit 1 if any failed. A program that dies counts as one failure.
 set -u
 folder=$1 kind=${2:-all}

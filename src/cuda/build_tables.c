@@ -101,7 +101,7 @@ static void list_experts(builder *b) {
     lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
     lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);
     lplb__cuda_segment *segment = SECTION(b, segment, lplb__cuda_segment);
-    int32_t h = 0;
+    int32_t h = 0, choices = 0;
     for (int32_t e = 0; e < p->experts; e++) {
         int32_t first = b->slot_of[e], end = b->slot_of[e + 1];
         b->offset[e] = h;
@@ -121,9 +121,11 @@ static void list_experts(builder *b) {
                                 .hosts = (uint16_t)(h - b->offset[e]),
                                 .first_segment = (uint16_t)first,
                                 .segments = (uint16_t)(end - first),
+                                .choice = (uint16_t)choices,
                                 .slot = {(uint16_t)b->slot[first],
                                          (uint16_t)b->slot[end - first > 1 ? first + 1 : first]}};
         b->header->segmented += end - first > 2;
+        if (expert[e].hosts > 1) choices += expert[e].hosts;
     }
     b->offset[p->experts] = h;
     b->hosts = (lplb_hosts){p->ranks, p->experts, b->offset, b->rank};

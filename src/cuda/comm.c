@@ -293,14 +293,17 @@ lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm) {
     int before;
     enum cudaStreamCaptureMode mode;
     uint64_t ended = 0;
-    if (lplb__cuda_gather_ended(comm)) return LPLB_TIMEOUT;
+    if (lplb__cuda_gather_ended(comm))
+        return LPLB_FAIL(LPLB_TIMEOUT, "a rank did not bring its counts in time: make the "
+                                       "communicator again on all ranks");
     LPLB_TRY(enter(comm, &before, &mode));
     cudaError_t error = cudaMemcpyAsync(&ended, comm->peers.turns + 1, sizeof ended,
                                         cudaMemcpyDeviceToHost, comm->stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize(comm->stream);
     leave(before, &mode);
     LPLB_TRY(lplb__cuda_check(error, "cudaMemcpyAsync"));
-    return (lplb_status) - (int)(ended >> 56);
+    lplb_cuda_report report = {.error = ended};
+    return lplb_cuda_report_status(&report);
 }
 
 lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner) {

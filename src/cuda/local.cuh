@@ -183,9 +183,9 @@ DEVICE_CALL void make_local_way(const step &a, int32_t e) {
     x.own_node = a.local.node[x.own_rank];
     x.own = shared_array(a, mine, int32_t)[e];
     x.host = table(a, host, lplb__cuda_host) + at.first_host;
-    x.room = shared_array(a, local_room, int64_t) + at.first_host;
-    x.before = shared_array(a, local_before, int64_t) + at.first_host;
-    x.taken = shared_array(a, local_taken, int32_t) + at.first_host;
+    x.room = shared_array(a, local_room, int64_t) + at.choice;
+    x.before = shared_array(a, local_before, int64_t) + at.choice;
+    x.taken = shared_array(a, local_taken, int32_t) + at.choice;
     take_on_ranks(a, &x, state);
     take_on_nodes(a, &x, state);
     take_anywhere(a, &x);

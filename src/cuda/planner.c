@@ -13,7 +13,7 @@ static const uint64_t PLANNER_MAGIC = 0x6c706c6263756461u; /* "lplbcuda" */
 enum { TOLERANCE_BITS = 16 };
 static const uint64_t TIMEOUT_NS = UINT64_C(10000000000);
 enum { MOST_IDS = 1 << 30 }; /* positions and counts of one source take 32 bits */
-enum { LEAST_THREADS = 256, THREADS_STEP = 64 };
+enum { LEAST_PLANNING_WARPS = 4, USUAL_ID_WARPS = 4 };
 
 /* ---- the device ---- */
 
@@ -77,8 +77,15 @@ static lplb_status check_config(const lplb_cuda_config *c) {
 }
 
 static lplb_status check_device(int32_t device) {
-    int devices;
-    LPLB_CUDA_TRY(cudaGetDeviceCount(&devices));
+    int devices = 0;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0) {
+        cudaGetLastError(); /* it is reported here */
+        return LPLB_FAIL(LPLB_DEVICE,
+                         "no GPU that CUDA can use: no NVIDIA driver, or one older than this CUDA "
+                         "wants, or no GPU in reach (%s); lplb doctor tells which",
+                         error == cudaSuccess ? "0 devices" : cudaGetErrorString(error));
+    }
     if (device < 0 || device >= devices)
         return LPLB_FAIL(LPLB_RANGE, "device %d; this process sees %d", device, devices);
     return LPLB_OK;
@@ -92,29 +99,34 @@ static lplb_status read_device(int32_t device, int *sms, int *shared_bytes) {
 }
 
 /* Warps that plan: one for each component, or for each chunk of the widest row; not too few, for
- * they also bring in the tables while the others fetch the ids. */
-static int32_t planning_warps(const lplb_cuda_planner *p) {
-    enum { LEAST = 4 };
+ * they also bring in the tables while the others, at least id_warps, fetch the ids. */
+static int32_t planning_warps(const lplb_cuda_planner *p, int32_t id_warps) {
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    int32_t most = p->threads / 32 - 4; /* some must look after ids */
+    int32_t most = p->threads / LPLB__CUDA_LANES - id_warps;
     int32_t wanted = header->engine == LPLB__CUDA_ROWS ? header->widest_row : header->components;
-    if (p->step.solver != LPLB_SOLVER_EXACT || wanted < LEAST) wanted = LEAST;
+    if (p->step.solver != LPLB_SOLVER_EXACT || wanted < LEAST_PLANNING_WARPS)
+        wanted = LEAST_PLANNING_WARPS;
     return wanted < most ? wanted : most;
 }
 
 /* As many threads as shared memory has room for: what it holds for each warp grows with them. */
 static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes) {
     lplb__cuda_step *s = &p->step;
-    for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= LEAST_THREADS;
-         p->threads -= THREADS_STEP) {
-        s->solver_warps = planning_warps(p);
-        lplb__cuda_share_memory(s, p->threads, &s->shared);
-        if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
+    for (int32_t ids = USUAL_ID_WARPS; ids >= 1; ids /= 2) {
+        int32_t least = (LEAST_PLANNING_WARPS + ids) * LPLB__CUDA_LANES;
+        for (p->threads = LPLB__CUDA_MAX_THREADS; p->threads >= least;
+             p->threads -= LPLB__CUDA_LANES) {
+            s->solver_warps = planning_warps(p, ids);
+            lplb__cuda_share_memory(s, p->threads, &s->shared);
+            if (s->shared.bytes <= (uint32_t)shared_bytes) return LPLB_OK;
+        }
     }
     return LPLB_FAIL(LPLB_UNSUPPORTED,
-                     "%d experts in %d slots on %d ranks take %u bytes of shared memory; a block "
-                     "of this device has %d",
-                     s->experts, s->slots, s->ranks, s->shared.bytes, shared_bytes);
+                     "%d experts in %d slots on %d ranks%s take at least %u bytes of a block's "
+                     "shared memory, of which this device has %d: fewer experts or slots a "
+                     "planner%s, or plan on the CPU",
+                     s->experts, s->slots, s->ranks, s->local.nodes ? " with locality" : "",
+                     s->shared.bytes, shared_bytes, s->local.nodes ? ", no locality" : "");
 }
 
 /* How many blocks can run at a time, which those that wait for each other need. */

@@ -40,32 +40,35 @@ enum { LPLB__CUDA_MAX_BLOCKS = 160 };
 /* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
-    uint32_t tables;                   /* their hot sections */
-    uint32_t edges;                    /* [solver_warps] components' pairs */
-    uint32_t tokens;                   /* int64 [E] of all sources */
-    uint32_t before;                   /* int64 [E] of the sources before this one */
-    uint32_t own;                      /* uint32 [E] of a tile, or of the later ones */
-    uint32_t base;                     /* uint32 [E] counted by the blocks before it */
-    uint32_t way;                      /* [E+1] where an expert's tokens go */
-    uint32_t end;                      /* int32 [P] ends of the segments */
-    uint32_t slot;                     /* uint16 [P] their slots, with locality */
-    uint32_t local_room, local_before; /* int64 [P] of hosts (local.cuh) */
-    uint32_t local_taken;              /* int32 [P] */
-    uint32_t seen;                     /* uint32 [warps][SEEN_STRIDE] lanes with an id */
-    uint32_t number;    /* uint16 [warps][NUMBER_STRIDE] ids so far; then of the warps before */
-    uint32_t kept;      /* uint32 [KEPT_IDS][threads] ids from counting to mapping */
-    uint32_t load;      /* [G] by position */
-    uint32_t x;         /* [P] tokens of each host */
+    uint32_t tables; /* their hot sections */
+    uint32_t tokens; /* int64 [E] of all sources */
+    uint32_t before; /* int64 [E] of the sources before this one */
+    uint32_t own;    /* uint32 [E] of a tile, or of the later ones */
+    uint32_t base;   /* uint32 [E] counted by the blocks before it */
+    uint32_t mine;   /* int32 [E] counted by all blocks of this source */
+    uint32_t load;   /* [G] by position */
+    uint32_t x;      /* [P] tokens of each host */
+    /* of the warps that look after ids */
+    uint32_t seen;   /* uint32 [id warps][SEEN_STRIDE] lanes with an id */
+    uint32_t number; /* uint16 [id warps][NUMBER_STRIDE] ids so far; then of the warps before */
+    uint32_t kept;   /* uint32 [KEPT_IDS][id threads] ids from counting to mapping */
+    /* while the split is made; */
+    uint32_t edges;     /* [solver_warps] components' pairs */
     uint32_t set_hosts; /* [own chunks][LANES], 16 bytes each (sets.cuh) */
     uint32_t saved_load, saved_x, capacity;
-    uint32_t mine;   /* int32 [E] counted by all blocks of this source */
-    uint32_t limits; /* [components] */
-    uint32_t result;
     uint32_t level;  /* [2G+64] loads without the expert that is poured, in wide groups */
     uint32_t key;    /* uint64 [G] best way to reach a rank */
     uint32_t depth;  /* uint16 [G] */
     uint32_t owner;  /* int32 [G] */
     uint32_t status; /* uint32 [G] of each component */
+    uint32_t limits; /* [components] */
+    uint32_t result;
+    /* and in the same place, once it is made */
+    uint32_t way;                      /* [E+1] where an expert's tokens go */
+    uint32_t end;                      /* int32 [P] ends of the segments */
+    uint32_t slot;                     /* uint16 [P] their slots, with locality */
+    uint32_t local_room, local_before; /* int64 [CHOICES] of hosts (local.cuh) */
+    uint32_t local_taken;              /* int32 [CHOICES] */
     uint32_t bytes;
 } lplb__cuda_shared;
 

@@ -22,8 +22,13 @@ typedef struct lplb__cuda_expert {
     uint16_t first_host, hosts, first_segment, segments;
     uint16_t slot[2]; /* of the first two segments */
     uint16_t rank;    /* position of the first host */
-    uint16_t unused;
+    uint16_t choice;  /* hosts of the experts before it that have several */
 } lplb__cuda_expert;
+
+/* Hosts of experts that have several: at most so many. Each such expert has at least two, and a
+ * slot remains for every other. */
+#define LPLB__CUDA_CHOICES(experts, slots)                                                         \
+    (2 * ((slots) - (experts)) < (slots) ? 2 * ((slots) - (experts)) : (slots))
 
 typedef struct lplb__cuda_host {
     uint16_t rank, expert, slots, first_segment;

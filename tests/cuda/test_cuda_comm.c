@@ -168,6 +168,8 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
         gpu_fetch(a->out[step], out, MOST_IDS, 8);
     }
     a->state = lplb_cuda_comm_state(comm);
+    CHECK(a->state == LPLB_OK || strstr(lplb_error_message(), "rank"), "state: %s",
+          lplb_error_message());
     if (exec) CUDA(cudaGraphExecDestroy(exec));
     gpu_free(ids);
     gpu_free(out);

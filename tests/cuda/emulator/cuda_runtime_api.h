@@ -13,6 +13,7 @@ extern "C" {
 typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
+    cudaErrorInsufficientDriver = 35,
     cudaErrorNotReady = 600,
     cudaErrorPeerAccessAlreadyEnabled = 704,
     cudaErrorStreamCaptureUnsupported = 900
@@ -106,6 +107,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *ke
                                 void **arguments);
 const char *cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError(void);
+
+/* Shared memory that a block may have from now on; 227 KB before, as on Hopper. */
+void emulated_shared_bytes(int bytes);
+/* Whether there is a driver from now on. */
+void emulated_driver(int is_there);
 
 #ifdef __cplusplus
 }

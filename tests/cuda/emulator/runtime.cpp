@@ -15,7 +15,8 @@
 #include "emulator/simt.h"
 
 /* Small, so that a few thousand ids already need all of them. */
-enum { SMS = 12, SHARED_BYTES = 227 << 10 };
+enum { SMS = 12 };
+static std::atomic<int> shared_bytes_of_block{227 << 10};
 
 struct captured_work {
     std::vector<std::function<void()>> work;
@@ -43,9 +44,14 @@ static cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
     return cudaSuccess;
 }
 
+void emulated_shared_bytes(int bytes) { shared_bytes_of_block = bytes; }
+
+static std::atomic<bool> has_driver{true};
+void emulated_driver(int is_there) { has_driver = is_there; }
+
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
-    return cudaSuccess;
+    *count = has_driver;
+    return has_driver ? cudaSuccess : cudaErrorInsufficientDriver;
 }
 cudaError_t cudaGetDevice(int *device) {
     *device = 0;
@@ -53,7 +59,7 @@ cudaError_t cudaGetDevice(int *device) {
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
-    static const int values[] = {SMS, SHARED_BYTES};
+    const int values[] = {SMS, shared_bytes_of_block};
     *value = values[attribute];
     return cudaSuccess;
 }
@@ -64,7 +70,7 @@ static std::map<const void *, size_t> limits;
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     std::lock_guard<std::mutex> guard(limit_lock);
-    if (value > SHARED_BYTES) return cudaErrorInvalidValue;
+    if (value > shared_bytes_of_block) return cudaErrorInvalidValue;
     limits[kernel] = (size_t)value;
     return cudaSuccess;
 }
