@@ -269,6 +269,17 @@ static int share_counts(int rank, int ranks) {
     NEED(lplb_comm_state(comm) == LPLB_OK);
     NEED(lplb_comm_gather_counts(comm, 5, counts, E, &all[0][0]) == LPLB_OK);
     NEED(lplb_comm_gather_counts(comm, 5, counts, E + 1, &all[0][0]) == LPLB_RANGE);
+    /* a rank that refuses its batch takes part all the same: nobody plans, the next call is good */
+    for (int r = 0; r < ranks; r++) {
+        const int64_t *mine = rank == r ? NULL : counts;
+        NEED(lplb_comm_gather_counts(comm, 5, mine, E, &all[0][0]) == LPLB_REMOTE);
+        char who[32];
+        snprintf(who, sizeof who, "rank(s) %d refused", r);
+        NEED(strstr(lplb_error_message(), who) && lplb_comm_state(comm) == LPLB_OK);
+        counts[0] = 10 * r + rank;
+        NEED(lplb_comm_gather_counts(comm, 5, counts, E, &all[0][0]) == LPLB_OK);
+        for (int q = 0; q < ranks; q++) NEED(all[q][0] == 10 * r + q);
+    }
     lplb_comm_destroy(comm);
     return 0;
 }
@@ -336,6 +347,7 @@ static void test_own_transport(void **state) {
     assert_string_equal(lplb_error_message(), "own: the cable is cut");
     own.answer = LPLB_OK;
     assert_int_equal(lplb_comm_gather_counts(comm, 1, counts, 3, all), LPLB_REMOTE);
+    assert_non_null(strstr(lplb_error_message(), "the cable is cut")); /* who it was stays known */
     assert_int_equal(own.calls, 2);
     assert_int_equal(lplb_comm_all_gather(comm, counts, all, 0), LPLB_RANGE);
     assert_int_equal(lplb_comm_all_gather(comm, counts, all, 1025), LPLB_RANGE);

@@ -60,9 +60,11 @@ LPLB_API lplb_status lplb_comm_all_gather(lplb_comm *comm, const void *send, voi
 /* Bytes of max_bytes that lplb_comm_gather_counts needs for E experts. */
 #define LPLB_COMM_COUNTS_BYTES(experts) (((int64_t)(experts) + 2) * (int64_t)sizeof(int64_t))
 /* The counts of all ranks: counts [E] of this one, source_counts [ranks][E]. tag stands for what
- * the ranks must agree on beside the counts (a hash of the placement and the layer, say):
- * LPLB_DISAGREE names the ranks whose tag or E differs from this one's; all ranks then fail alike
- * and the communicator lives. No allocation. */
+ * the ranks must agree on beside the counts (a hash of the placement, the layer and the options of
+ * the call, say): LPLB_DISAGREE names the ranks whose tag or E differs from this one's. counts NULL
+ * = this rank takes part without any, because it has refused its batch: LPLB_REMOTE on every rank
+ * names it, and the next calls pair as they should. Either way all ranks fail alike and the
+ * communicator lives. No allocation. */
 LPLB_API lplb_status lplb_comm_gather_counts(lplb_comm *comm, uint64_t tag, const int64_t *counts,
                                              int32_t experts, int64_t *source_counts);
 

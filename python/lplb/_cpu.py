@@ -28,8 +28,8 @@ class Step(Unique):
 
     def __init__(self, placement: Placement, solver: str, comm: Communicator | None, source: int,
                  source_rank: Sequence[int] | None, node: Sequence[int] | None, threads: int,
-                 tag: int, home: np.ndarray) -> None:
-        self.placement, self.comm, self.source, self.tag = placement, comm, source, tag
+                 home: np.ndarray) -> None:
+        self.placement, self.comm, self.source = placement, comm, source
         sources = comm.size() if comm else 1
         n = placement.n_logical_experts
         ranks = None if source_rank is None else np.ascontiguousarray(source_rank, dtype=np.int32)
@@ -69,11 +69,11 @@ class Step(Unique):
         if status:
             raise c.last_error(status)
 
-    def share(self) -> int:
+    def share(self, tag: int) -> int:
         """Fills source_counts; returns a status, failures of the others included."""
         if self.comm is None:
             return c.OK
-        return self.comm.gather_into(self.tag, self._counts, len(self.counts), self._sources)
+        return self.comm.gather_into(tag, self._counts, len(self.counts), self._sources)
 
     def solve(self, locality: bool) -> None:
         if self.comm is not None:

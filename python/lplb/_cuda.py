@@ -6,6 +6,7 @@ torch.from_dlpack.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import weakref
@@ -17,7 +18,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from . import _library as c
-from ._arrays import INT32, INT64, Ids, address
+from ._arrays import INT32, INT64, Ids, address, check_counter
 from .placement import Placement
 from .plan import parse_solver
 
@@ -167,6 +168,7 @@ class DeviceComm:
                  timeout: float, group: Any = None) -> None:
         self.lib = lib()
         self.ranks, self.rank = comm.size(), comm.rank()
+        self.agreed = False  # by the planners of the ranks' first steps
         self._comm = comm  # its handle is used by the library
         self._gather = None
         gather = c.lib().lplb_comm_all_gather
@@ -193,6 +195,11 @@ class DeviceComm:
     def transport(self) -> str:
         number = self.lib.lplb_cuda_comm_transport(self.handle)
         return TRANSPORTS[number]
+
+    def meet(self, data: bytes) -> None:
+        """Takes part in an exchange of the ranks' hosts, whatever comes of it."""
+        with contextlib.suppress(c.Error):
+            self._comm.all_gather(data)
 
     @property
     def alive(self) -> bool:
@@ -270,8 +277,6 @@ def tensor_at(address_: int, count: int, device: int) -> Any:
 
 def on_stream(stream: int | None, device: int) -> Any:
     """A context in which torch works on this cudaStream_t."""
-    import contextlib
-
     import torch
 
     if (stream or 0) == current_stream(device):
@@ -356,9 +361,18 @@ class Step:
         self._run = self.lib.lplb_cuda_run
         self._empty_like = torch.empty_like
         self._dtypes = {torch.int32: INT32, torch.int64: INT64}
-        self._grow(max_ids)
-        if comm is not None:
+        try:
+            self._grow(max_ids)
+        except Exception:
+            if comm is not None and not comm.agreed:
+                comm.meet(bytes(4))  # in place of lplb_cuda_comm_agree, where the others are
+            raise
+        # Steps find it on the device when ranks do not plan alike, also those that are made later
+        # and by one rank alone (for another number of multiprocessors, say). But the first ones
+        # are made by all, and there it is said before anything runs.
+        if comm is not None and not comm.agreed:
             check(self.lib.lplb_cuda_comm_agree(comm.handle, self._handle))
+            comm.agreed = True
 
     def _grow(self, max_ids: int) -> None:
         """A planner for more ids. Graphs that were captured go on using the earlier ones."""
@@ -394,9 +408,11 @@ class Step:
         if counter is None:
             problem.counter = None
             return
-        if counter.device != self.counts.device:
-            raise c.bad(f"avail_counter is on {counter.device}, must be on {self.counts.device} "
-                        "like the ids")
+        check_counter(counter)
+        where = getattr(counter, "device", "cpu")
+        if where != self.counts.device:
+            raise c.bad(f"avail_counter is on {where}, must be on {self.counts.device} like the "
+                        "ids")
         problem.counter, problem.counter_add = counter.data_ptr(), add
         problem.counter_dtype = self._dtypes[counter.dtype]
 
@@ -405,31 +421,48 @@ class Step:
 
         counter: int32 or int64 of one element, to which `add` is added if the plan is solved.
         """
-        view = self._ids
-        if counter is not None or self._counts_in:
-            self._count_in(self._problem, counter, add)
-            self._counts_in = counter is not None
-        code = self._dtypes.get(idx.dtype)
-        if code is None or not idx.is_contiguous():
-            idx = Ids(idx).array  # says what is wrong, or copies
-        n = idx.numel()
-        if out is None:
-            out, out_code = self._empty_like(idx), code
-        elif out.is_contiguous() and out.shape == idx.shape and out.device == idx.device:
-            out_code = self._dtypes.get(out.dtype) or Ids(out, "out").dtype
-        else:
-            raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
-        if n != self._n or code != self._code or out_code != self._out_code:
-            if n > self.config.max_ids:
-                self._grow(max(n, 2 * self.config.max_ids))
-            view.n, view.ids_dtype, view.out_dtype = n, code, out_code
-            self._n, self._code, self._out_code = n, code, out_code
-        view.ids, view.out = idx.data_ptr(), out.data_ptr()
+        try:
+            view = self._ids
+            if counter is not None or self._counts_in:
+                self._counts_in = True  # also where the next line refuses it
+                self._count_in(self._problem, counter, add)
+                self._counts_in = counter is not None
+            code = self._dtypes.get(idx.dtype)
+            if code is None or not idx.is_contiguous():
+                idx = Ids(idx).array  # says what is wrong, or copies
+            n = idx.numel()
+            if out is None:
+                out, out_code = self._empty_like(idx), code
+            elif out.is_contiguous() and out.shape == idx.shape and out.device == idx.device:
+                out_code = self._dtypes.get(out.dtype) or Ids(out, "out").dtype
+            else:
+                raise c.bad(f"out must be a contiguous tensor {tuple(idx.shape)} on {idx.device}")
+            if n != self._n or code != self._code or out_code != self._out_code:
+                if n > self.config.max_ids:
+                    self._grow(max(n, 2 * self.config.max_ids))
+                view.n, view.ids_dtype, view.out_dtype = n, code, out_code
+                self._n, self._code, self._out_code = n, code, out_code
+            view.ids, view.out = idx.data_ptr(), out.data_ptr()
+        except Exception:
+            self.take_part()
+            raise
         status = self._run(self._address, self._ids_at, self._problem_at,
                            current_stream(self.device))
         if status:
             check(status)
         return out
+
+    def take_part(self) -> None:
+        """A step without ids, by a rank that refuses its own: the others plan for what they have,
+        and counts of different batches never meet."""
+        if self.comm is None:
+            return
+        somewhere = self.counts.data_ptr()  # of which nothing is read or written
+        ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), ids=somewhere, ids_dtype=INT64,
+                        out=somewhere, out_dtype=INT64, source=self._ids.source)
+        problem = Problem(struct_size=ctypes.sizeof(Problem))
+        self._run(self._address, ctypes.addressof(ids), ctypes.addressof(problem),
+                  current_stream(self.device))
 
     def share(self, own: Any) -> Any:
         """int64 [E]: the sum over the ranks of own, int64 [E]; own alone after an error."""

@@ -168,8 +168,9 @@ class Communicator(Unique):
         self._check(self.gather_into(tag, address(counts), counts.size, address(out)))
         return out
 
-    def gather_into(self, tag: int, counts: int, n_experts: int, out: int) -> int:
-        """`gather_counts` from address to address; returns the status."""
+    def gather_into(self, tag: int, counts: int | None, n_experts: int, out: int | None) -> int:
+        """`gather_counts` from address to address; returns the status. counts None: this rank
+        takes part without any, and all ranks are told so (REMOTE)."""
         status = c.lib().lplb_comm_gather_counts(self._handle, tag, counts, n_experts, out)
         if self._interrupts:
             raise self._interrupts.pop()

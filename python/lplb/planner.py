@@ -35,8 +35,8 @@ class Status:
     outcome: "optimal" (proven), "within_tolerance", "feasible", "not_converged" (a split of a
     solver that proves nothing, still valid), "unbalanced": the counts could not be shared, ids
     went to their experts' homes (on a GPU: evenly to their experts' copies), and error says why;
-    or "failed": the GPU found an error in what it was given, and the ids that came out are not to
-    be used.
+    or "failed": this rank was given what it must refuse: `run` raised, or the GPU found it, and the
+    ids that came out are not to be used.
     """
 
     outcome: str
@@ -334,7 +334,7 @@ class Planner(Unique):
         digest = hashlib.blake2b(digest_size=8)
         digest.update(self._placement.physical_to_logical_map.tobytes())
         digest.update(self._placement.rank_offset.tobytes())
-        self._tag = int.from_bytes(digest.digest(), "little")
+        self._digest = int.from_bytes(digest.digest(), "little")
         self._step = self._last = self._device_step_before = None
         self._ratio: Shares | None = None
         kept = {}
@@ -359,7 +359,7 @@ class Planner(Unique):
                 ranks = list(range(self.ep_size))
             self._step = _cpu.Step(self._placement, self.solver, comm,
                                    comm.rank() if comm else 0, ranks, self._node, self._threads,
-                                   self._tag, self._home)
+                                   self._home)
         return self._step
 
     def _device_step(self, device: int, locality: bool = False, n_sms: int | None = None,
@@ -420,37 +420,80 @@ class Planner(Unique):
         or int64, may be idx itself where the types agree; default: a new array like idx.
 
         Every rank of the group must call it, also with zero tokens. When counts cannot be shared
-        (a rank is gone or late) the ids go to the experts' homes and `last_status` says so.
+        (a rank is gone or late) the ids go to the experts' homes and `last_status` says so. A rank
+        whose ids are refused has taken part in the step: its error is raised there, the others'
+        ids stay unbalanced (on a GPU: are balanced without that rank's), and the next call of all
+        ranks is the next step. So do not call again for the same batch on that rank alone.
         """
-        if avail_counter is not None:
-            check_counter(avail_counter)
         if locality is None:
             locality = self._locality
         step = self._device_step_before
-        if (step is not None and type(idx) is step.tensor and idx.get_device() == step.device
-                and n_sms == step.n_sms and locality == step.locality):  # the usual call, quickly
+        if (step is None or type(idx) is not step.tensor or idx.get_device() != step.device
+                or n_sms != step.n_sms or locality != step.locality):  # not just as the last one
+            prepared = self._prepare_on_cpu(idx, avail_counter, n_sms, locality, out)
+            if prepared is not None:
+                self._device_step_before = None
+                self._run_on_cpu(*prepared, avail_counter, locality)
+                return prepared[2].array if out is None else out
+            step = None
+        try:
+            if step is None:
+                step = self._device_step_before = self._step_for(idx, n_sms, locality)
             self._last = step
             return step.run(idx, out, avail_counter, self.n_group)
-        if n_sms is not None:
-            n_sms = integer(n_sms, "n_sms", 1)
-        if _arrays.on_gpu(idx):
-            key = (None, _arrays.device_index(idx), locality, n_sms)
-            step = self._device_steps.get(key)
-            if step is None:
-                step = self._device_step(key[1], locality, n_sms, idx.numel())
-            out = step.run(idx, out, avail_counter, self.n_group)
-            self._last = self._device_step_before = step
-            return out
-        ids = Ids(idx)
-        target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
-        self._run_on_cpu(ids, target, avail_counter, locality)
-        return target.array if out is None else out
+        except Exception as error:
+            self._last = _failed(error)
+            raise
 
-    def _run_on_cpu(self, ids: Ids, target: Ids, avail_counter: Array | None,
+    def _step_for(self, idx: Array, n_sms: int | None, locality: bool) -> _cuda.Step:
+        device = _arrays.device_index(idx)
+        try:
+            if n_sms is not None:
+                n_sms = integer(n_sms, "n_sms", 1)
+            step = self._device_steps.get((None, device, locality, n_sms))
+            return step or self._device_step(device, locality, n_sms, idx.numel())
+        except Exception:
+            if self._device_step_before is not None:  # the others are not to wait for us
+                self._device_step_before.take_part()
+            raise
+
+    def _tag(self, call: int) -> int:
+        """What ranks must have alike where they share counts: the placement and the call."""
+        return self._digest & ~_CALLS | call
+
+    def _refuse(self, call: int) -> None:
+        """By a rank that refuses what it was given before counts are shared: it takes part in the
+        exchange all the same, as one that refused. So the others are told, and counts of different
+        batches never meet."""
+        if self._comm is not None and self._comm.size() > 1:
+            self._comm.gather_into(self._tag(call), None, self.n_logical_routed_experts, None)
+
+    def _prepare_on_cpu(self, idx: Array, avail_counter: Array | None, n_sms: int | None,
+                        locality: bool, out: Array | None) -> tuple[_cpu.Step, Ids, Ids] | None:
+        """Everything up to the sharing of counts; None: the ids are on a GPU."""
+        try:
+            if _arrays.on_gpu(idx):
+                return None
+            if avail_counter is not None:
+                check_counter(avail_counter)
+            if n_sms is not None:
+                integer(n_sms, "n_sms", 1)
+            ids = Ids(idx)
+            target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
+            step = self._cpu_step()
+            step.count(ids)
+            return step, ids, target
+        except Exception as error:
+            if self._device_step_before is not None:  # the others are where this rank was before
+                self._device_step_before.take_part()
+            else:
+                self._refuse(_RUN_LOCALLY if locality else _RUN)
+            self._last = _failed(error)
+            raise
+
+    def _run_on_cpu(self, step: _cpu.Step, ids: Ids, target: Ids, avail_counter: Array | None,
                     locality: bool) -> None:
-        step = self._cpu_step()
-        step.count(ids)
-        status = step.share()
+        status = step.share(self._tag(_RUN_LOCALLY if locality else _RUN))
         if status == c.OK:
             step.solve(locality)
             step.map(ids, target, locality)
@@ -544,16 +587,21 @@ class Planner(Unique):
         float32 [n_group][group_size][E/G]. With `from_placement`: float32 [E][X], the share of
         every copy in the order of logical_to_physical_map, and counts [E].
         """
-        check_counter(avail_counter)
         if _arrays.on_gpu(workload):
             return self._solve_on_device(workload, avail_counter)
-        counts = as_integers(workload, "workload").reshape(-1)
-        if counts.size != self.n_logical_routed_experts:
-            raise c.bad(f"workload has {counts.size} entries, must have "
-                        f"{self.n_logical_routed_experts}")
+        try:
+            check_counter(avail_counter)
+            counts = as_integers(workload, "workload").reshape(-1)
+            if counts.size != self.n_logical_routed_experts:
+                raise c.bad(f"workload has {counts.size} entries, must have "
+                            f"{self.n_logical_routed_experts}")
+            shares = self._shares()
+        except Exception:
+            self._refuse(_SOLVE_PROBS)
+            raise
         if self._comm is not None:
-            counts = self._comm.gather_counts(counts, self._tag).sum(0)
-        share, outcome = self._shares().solve(counts)
+            counts = self._comm.gather_counts(counts, self._tag(_SOLVE_PROBS)).sum(0)
+        share, outcome = shares.solve(counts)
         if avail_counter is not None and outcome != "not_converged":
             add_to_counter(avail_counter, self.n_group)
         shape = (-1,) if self._r2o is None else (self.n_group, self.group_size, -1)
@@ -594,11 +642,16 @@ class Planner(Unique):
                          ) -> tuple[Array, Array]:
         import torch
 
-        counts = workload.reshape(-1).to(torch.int64)
-        if counts.numel() != self.n_logical_routed_experts:
-            raise c.bad(f"workload has {counts.numel()} entries, must have "
-                        f"{self.n_logical_routed_experts}")
         step = self._device_step(_arrays.device_index(workload))
+        try:
+            check_counter(avail_counter)
+            counts = workload.reshape(-1).to(torch.int64)
+            if counts.numel() != self.n_logical_routed_experts:
+                raise c.bad(f"workload has {counts.numel()} entries, must have "
+                            f"{self.n_logical_routed_experts}")
+        except Exception:
+            step.take_part()
+            raise
         if step.comm is not None:
             counts = step.share(counts)
             self._last = step
@@ -609,9 +662,16 @@ class Planner(Unique):
         return share, total
 
 
+# Calls that share counts, which must not meet each other: the last bits of the tag.
+_RUN, _RUN_LOCALLY, _SOLVE_PROBS, _CALLS = 0, 1, 2, 3
+
 _TRANSPORTS = ("auto", "shm", "torch", "p2p", "nccl", "hierarchical", "nvshmem")
 _SOLVED = tuple(Status(name) for name in ("optimal", "within_tolerance", "feasible",
                                           "not_converged"))
+
+
+def _failed(error: Exception) -> Status:
+    return Status("failed", error if isinstance(error, c.Error) else c.bad(repr(error)))
 
 
 def _count_on_device(idx: Array, n: int, n_sms: int) -> tuple[Array, Array]:

@@ -1,4 +1,5 @@
 /* The communicator: what is the same for every transport. */
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -6,18 +7,19 @@
 
 static const uint64_t COMM_MAGIC = 0x6c706c62636f6d6du; /* "lplbcomm" */
 
+enum { MESSAGE_BYTES = 256, LIST_BYTES = 64 };
+
 struct lplb_comm {
     uint64_t magic;
     lplb__arena arena;
     lplb_transport transport;
     int64_t timeout_ns;
-    lplb_status dead;      /* LPLB_OK while it works */
-    char *name;            /* transport.name points here */
-    unsigned char *send;   /* [max_bytes] */
-    unsigned char *gather; /* [ranks][max_bytes] */
+    lplb_status dead;            /* LPLB_OK while it works */
+    char *name;                  /* transport.name points here */
+    unsigned char *send;         /* [max_bytes] */
+    unsigned char *gather;       /* [ranks][max_bytes] */
+    char message[MESSAGE_BYTES]; /* of the transport, of the last call */
 };
-
-enum { MESSAGE_BYTES = 256, LIST_BYTES = 64 };
 
 static lplb_status check_transport(const lplb_transport *t) {
     if (!t || t->struct_size != sizeof *t)
@@ -99,15 +101,17 @@ lplb_status lplb_comm_all_gather(lplb_comm *comm, const void *send, void *receiv
                          (long long)bytes, (long long)t->max_bytes);
     if (comm->dead)
         return LPLB_FAIL(LPLB_REMOTE,
-                         "the %s communicator is dead since a call failed with %s; destroy it and "
+                         "the %s communicator is dead since a call failed (%s); destroy it and "
                          "make it again on all ranks",
-                         comm->name, lplb_status_name(comm->dead));
-    char message[MESSAGE_BYTES] = "";
-    lplb_status status =
-        t->all_gather(t->state, send, receive, bytes, comm->timeout_ns, message, sizeof message);
+                         comm->name, comm->message);
+    comm->message[0] = '\0';
+    lplb_status status = t->all_gather(t->state, send, receive, bytes, comm->timeout_ns,
+                                       comm->message, sizeof comm->message);
     if (status == LPLB_OK) return LPLB_OK;
     comm->dead = status;
-    return LPLB_FAIL(status, "%s: %s", comm->name, message[0] ? message : lplb_status_text(status));
+    if (!comm->message[0])
+        snprintf(comm->message, sizeof comm->message, "%s", lplb_status_text(status));
+    return LPLB_FAIL(status, "%s: %s", comm->name, comm->message);
 }
 
 /* "1, 2, 5" of the ranks for which differs(gather row) holds; "" if none. */
@@ -125,28 +129,51 @@ static void list_ranks(char *list, const lplb_comm *comm, int64_t row_bytes,
     }
 }
 
+/* What a row of counts begins with. */
+typedef struct counts_head {
+    uint64_t tag;
+    int32_t experts, refused;
+} counts_head;
+
+_Static_assert(sizeof(counts_head) == LPLB_COMM_COUNTS_BYTES(0), "counts follow the head");
+
+/* Ranks that came without counts, or with another tag or number of experts. */
+static lplb_status check_heads(const lplb_comm *comm, int64_t row_bytes) {
+    char list[LIST_BYTES];
+    const counts_head taking_part = {0};
+    list_ranks(list, comm, row_bytes, (const unsigned char *)&taking_part,
+               offsetof(counts_head, refused), sizeof taking_part.refused);
+    if (list[0])
+        return LPLB_FAIL(LPLB_REMOTE,
+                         "rank(s) %s refused what they were to count, so nobody has a plan; their "
+                         "own errors say why",
+                         list);
+    list_ranks(list, comm, row_bytes, comm->send, 0, sizeof(counts_head));
+    if (list[0])
+        return LPLB_FAIL(LPLB_DISAGREE,
+                         "rank %d plans for another layer or placement, or with other options of "
+                         "this call (locality), than rank(s) %s: give all ranks the same and call "
+                         "them in the same order",
+                         comm->transport.rank, list);
+    return LPLB_OK;
+}
+
 lplb_status lplb_comm_gather_counts(lplb_comm *comm, uint64_t tag, const int64_t *counts,
                                     int32_t experts, int64_t *source_counts) {
-    int64_t bytes = LPLB_COMM_COUNTS_BYTES(experts), head = 2 * (int64_t)sizeof(int64_t);
+    const int64_t bytes = LPLB_COMM_COUNTS_BYTES(experts), before = sizeof(counts_head);
     int64_t most = comm ? comm->transport.max_bytes : 0;
     if (experts < 0 || bytes > most)
         return LPLB_FAIL(LPLB_RANGE, "%d experts need max_bytes of %lld, the communicator has %lld",
                          experts, (long long)bytes, (long long)most);
-    int64_t number = experts;
-    memcpy(comm->send, &tag, sizeof tag);
-    memcpy(comm->send + sizeof tag, &number, sizeof number);
-    memcpy(comm->send + head, counts, (size_t)(bytes - head));
+    const counts_head head = {.tag = tag, .experts = experts, .refused = !counts};
+    memcpy(comm->send, &head, sizeof head);
+    if (counts) memcpy(comm->send + before, counts, (size_t)(bytes - before));
+    else memset(comm->send + before, 0, (size_t)(bytes - before));
     LPLB_TRY(lplb_comm_all_gather(comm, comm->send, comm->gather, bytes));
-    char list[LIST_BYTES];
-    list_ranks(list, comm, bytes, comm->send, 0, head);
-    if (list[0])
-        return LPLB_FAIL(LPLB_DISAGREE,
-                         "rank %d plans for another layer or placement than rank(s) %s: give all "
-                         "ranks the same placement and call them in the same order",
-                         comm->transport.rank, list);
+    LPLB_TRY(check_heads(comm, bytes));
     for (int32_t r = 0; r < comm->transport.ranks; r++)
-        memcpy(source_counts + (int64_t)r * experts, comm->gather + r * bytes + head,
-               (size_t)(bytes - head));
+        memcpy(source_counts + (int64_t)r * experts, comm->gather + r * bytes + before,
+               (size_t)(bytes - before));
     return LPLB_OK;
 }
 

@@ -319,6 +319,7 @@ lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *
     lplb__free(all);
     if (status != LPLB_OK || !list[0]) return status;
     return LPLB_FAIL(LPLB_DISAGREE,
-                     "rank(s) %s plan for another placement, or with other options, than rank 0",
+                     "rank(s) %s plan for another placement, or with other options (locality, "
+                     "solver), than rank 0, or could not make their planner",
                      list);
 }

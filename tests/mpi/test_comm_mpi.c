@@ -40,6 +40,9 @@ static void check_counts(void) {
                 NEED(all[r * E + e] == (r == 1 ? 0 : step * 1000 + r * E + e));
     }
     NEED(lplb_comm_gather_counts(comm, rank == 0, counts, E, all) == LPLB_DISAGREE);
+    NEED(lplb_comm_gather_counts(comm, 9, rank == 1 ? NULL : counts, E, all) == LPLB_REMOTE);
+    NEED(strstr(lplb_error_message(), "rank(s) 1 refused"));
+    NEED(lplb_comm_gather_counts(comm, 9, counts, E, all) == LPLB_OK);
     const char *item = "solver", *value = rank == 2 ? "even" : "exact";
     NEED(lplb_comm_agree(comm, &item, &value, 1) == LPLB_DISAGREE);
     NEED(strstr(lplb_error_message(), "rank(s) 2 do not agree with rank 0 about solver"));

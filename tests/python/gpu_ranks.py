@@ -86,7 +86,7 @@ def keep_local(group, device, transport):
     planner = lplb.Planner.from_placement(table.to(device), experts, group=group,
                                           transport=transport)
     alone = _cpu.Step(planner.placement, "exact", KnownCounts(ranks), rank, range(ranks),
-                      planner._node, 1, 0, planner._home)
+                      planner._node, 1, planner._home)
     plain, kept, total = 0, 0, 0
     for batch in range(20):
         # none, one block of a GPU's step, or several

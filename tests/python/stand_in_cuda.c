@@ -133,6 +133,10 @@ static lplb_status map(lplb_cuda_planner *p, const lplb_cuda_ids *ids) {
                              ids->out_dtype);
 }
 
+static int32_t tag_of(const lplb_cuda_planner *p) {
+    return (int32_t)p->config.solver | p->config.locality << 8;
+}
+
 /* By the caller's all-gather, with a tag as the library has one, or by way of the host. */
 static lplb_status gather(lplb_cuda_planner *p, const int64_t *own, lplb_cuda_stream stream) {
     lplb_cuda_comm *comm = p->config.comm;
@@ -142,13 +146,13 @@ static lplb_status gather(lplb_cuda_planner *p, const int64_t *own, lplb_cuda_st
         return c->exchange(c->state, own, p->all, experts * (int64_t)sizeof(int64_t));
     int64_t row = c->experts + 1;
     memcpy(comm->row, own, (size_t)experts * sizeof(int64_t));
-    comm->row[experts] = p->config.solver;
+    comm->row[experts] = tag_of(p);
     lplb_status status = c->all_gather(c->gather_state, comm->row, comm->row + row,
                                        row * (int64_t)sizeof(int64_t), stream);
     for (int32_t r = 0; r < c->ranks && status == LPLB_OK; r++) {
         const int64_t *theirs = comm->row + (r + 1) * row;
         memcpy(p->all + r * experts, theirs, (size_t)experts * sizeof(int64_t));
-        if (theirs[experts] != (int64_t)p->config.solver) status = LPLB_DISAGREE;
+        if (theirs[experts] != tag_of(p)) status = LPLB_DISAGREE;
     }
     return status;
 }
@@ -225,7 +229,7 @@ lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm) {
     return comm->config.transport ? comm->config.transport : LPLB_CUDA_TRANSPORT_P2P;
 }
 lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *planner) {
-    int32_t own = planner->config.solver, all[64];
+    int32_t own = tag_of(planner), all[64];
     lplb_status status = comm->config.exchange(comm->config.state, &own, all, sizeof own);
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK; r++)
         if (all[r] != own) status = LPLB_DISAGREE;

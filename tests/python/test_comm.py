@@ -137,6 +137,81 @@ def test_ranks_that_disagree_are_told():
     run_ranks(disagree, 2, new_name())
 
 
+def differ_in_a_call(rank, ranks, name):
+    comm = connect(name, rank, ranks)
+    planner = lplb.Planner.from_placement(np.arange(16) % 12, 12, group=comm)
+    ids = np.random.default_rng(rank).integers(0, 12, (50, 2))
+    for calls in [(dict(locality=rank == 1), {}), ({}, dict(locality=True))]:
+        outcomes = []
+        for options in calls:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                out = planner.run(ids, **options)
+            check_mapped(ids, out, planner.phy2log)
+            outcomes.append(planner.last_status.error and planner.last_status.error.status)
+        assert outcomes == ([c.DISAGREE, None] if calls[0] else [None, None]), outcomes
+        assert len(caught) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if rank == 1:
+            with pytest.raises(lplb.Error, match="locality"):
+                planner.solve_probs(np.arange(12))
+        else:
+            planner.run(ids)
+            assert planner.last_status.error.status == c.DISAGREE
+    planner.run(ids)
+    return planner.last_status.ok
+
+
+def test_options_of_a_call_must_be_alike():
+    assert all(run_ranks(differ_in_a_call, 4, new_name()))
+
+
+def refuse_in_turn(rank, ranks, name, table):
+    """Each kind of refusal on one rank: all are told in that step, and the next one is whole."""
+    planner = lplb.Planner.from_placement(table, EXPERTS, group=connect(name, rank, ranks))
+    good = ids_of(rank, 1)
+    spoilt = [(dict(idx=np.array([EXPERTS])), "outside"), (dict(idx=good.astype(float)), "int32"),
+              (dict(idx=None), "int32 or int64"), (dict(idx=good, out=good[:0]), "shape"),
+              (dict(idx=good, n_sms=0), "n_sms"),
+              (dict(idx=good, avail_counter=np.zeros(2, np.int32)), "avail_counter"),
+              (dict(idx=good, avail_counter=3), "avail_counter")]
+    results = []
+    for step, (call, message) in enumerate(spoilt):
+        if step % ranks == rank and message != "shape" or message == "shape" and rank == 1:
+            with pytest.raises(lplb.InputError, match=message):
+                planner.run(**call)
+            assert planner.last_status.outcome == "failed" and not planner.last_status.ok
+        else:
+            who = 1 if message == "shape" else step % ranks
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                out = planner.run(good)
+            check_mapped(good, out, table)
+            status = planner.last_status
+            assert status.outcome == "unbalanced" and status.error.status == c.REMOTE
+            assert f"rank(s) {who} refused" in status.error.message
+        ids = ids_of(rank, step)
+        results.append((ids, planner.run(ids), planner.last_plan.split.tobytes()))
+        assert planner.last_status.ok
+    workload = np.zeros(EXPERTS + (rank == 2), np.int64)
+    with pytest.raises(lplb.Error, match="entries" if rank == 2 else "rank.s. 2 refused"):
+        planner.solve_probs(workload)
+    _, total = planner.solve_probs(np.full(EXPERTS, rank))
+    assert (total == sum(range(ranks))).all()
+    return results
+
+
+def test_a_rank_that_refuses_takes_part():
+    table = random_map(np.random.default_rng(15), EXPERTS, 3, 10)
+    results = run_ranks(refuse_in_turn, 3, new_name(), table)
+    alone = lplb.Planner.from_placement(table, EXPERTS, 3)
+    for step in zip(*results):
+        counts = sum(np.bincount(ids[ids >= 0], minlength=EXPERTS) for ids, *_ in step)
+        loads = sum(np.bincount(out[out >= 0] // 10, minlength=3) for _, out, _ in step)
+        assert (loads == alone.plan(counts).loads).all() and len({s for *_, s in step}) == 1
+
+
 def test_a_transport_of_ones_own():
     calls = []
 

@@ -225,6 +225,59 @@ def test_counts_are_gathered(device, transport, used):
         assert ok and name == used
 
 
+def refused_on_the_host(rank, ranks, port, table, transport):
+    group = join(rank, ranks, port)
+    planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=group,
+                                          transport=transport)
+    good = torch.from_numpy(skewed_ids(np.random.default_rng(rank), (50, 2), 24))
+    spoilt = [(dict(idx=good.float()), "int32 or int64"), (dict(idx=good, n_sms=0), "n_sms"),
+              (dict(idx=good, out=good[1:]), "out must be"),
+              (dict(idx=good, avail_counter=torch.zeros(2)), "avail_counter"),
+              (dict(idx=None), "idx")]
+    planner.run(good)
+    for call, message in spoilt:
+        if rank == 1:
+            with pytest.raises(lplb.InputError, match=message):
+                planner.run(**call)
+            assert planner.last_status.outcome == "failed"
+        else:
+            planner.run(good)
+            assert planner.last_status.ok
+            assert planner.last_plan.tokens.sum() == planner_total(group, good)
+        if rank == 1:
+            planner_total(group, good[:0])
+    out = planner.run(good)
+    if rank == 1:
+        with pytest.raises(lplb.InputError, match="entries"):
+            planner.solve_probs(torch.zeros(3))
+    else:
+        planner.solve_probs(torch.ones(24, dtype=torch.int64))
+    _, total = planner.solve_probs(torch.full((24,), rank))
+    if transport == "torch":  # the tag goes with the rows; one rank alone makes another step
+        planner.run(good, locality=rank == 0)
+        assert planner.last_status.error.status == _library.DISAGREE
+    planner.run(good, locality=True)
+    assert planner.last_status.ok
+    torch.distributed.destroy_process_group()
+    return good.numpy(), out.numpy(), total.numpy()
+
+
+def planner_total(group, ids):
+    total = (ids >= 0).sum()
+    torch.distributed.all_reduce(total, group=group)
+    return int(total)
+
+
+@pytest.mark.parametrize("transport", ["torch", "p2p"])
+def test_refused_on_the_host(device, transport):
+    table = random_map(np.random.default_rng(36), 24, 3, 10)
+    results = run_ranks(refused_on_the_host, 3, free_port(), table, transport)
+    counts = sum(np.bincount(ids[ids >= 0], minlength=24) for ids, *_ in results)
+    loads = sum(np.bincount(out[out >= 0] // 10, minlength=3) for _, out, _ in results)
+    assert (loads == lplb.Planner.from_placement(table, 24, 3).plan(counts).loads).all()
+    assert all((total == 3).all() for *_, total in results)
+
+
 def without_torch_groups(rank, ranks, name, table):
     comm = lplb.Communicator.shared_memory(name, rank, ranks, 4096)
     planner = lplb.Planner.from_placement(torch.from_numpy(table), 24, group=comm)

@@ -223,6 +223,18 @@ def gloo_failures(rank, ranks, port):
                                           timeout=0.5)
     ids = torch.arange(8)
     planner.run(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if rank == 2:
+            with pytest.raises(lplb.InputError, match="int32 or int64"):
+                planner.run(ids.float())
+        else:
+            assert (planner.run(ids) == ids).all()
+            assert "rank(s) 2 refused" in planner.last_status.error.message
+        planner.run(ids, locality=rank == 1)
+        assert "locality" in planner.last_status.error.message
+    planner.run(ids)
+    assert planner.last_status.ok
     if rank == 3:
         time.sleep(2)
     begin = time.monotonic()
