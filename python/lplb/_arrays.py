@@ -96,16 +96,20 @@ def as_integers(x: Any, what: str, dtype: Any = np.int64) -> np.ndarray:
         raise bad(f"{what} must be integers, not {out.dtype}", UNSUPPORTED)
     bits = np.iinfo(dtype)
     if out.dtype.kind == "f":
-        _refuse(out, ~np.isfinite(out) | (np.rint(out) != out), what, "must be whole numbers")
+        out = out.astype(np.float64)
+        refuse_where(~np.isfinite(out) | (np.rint(out) != out), out, what,
+                     "must be whole numbers")
         # 2^63 - 1 itself is no float64: compare with the first power that is too large.
-        _refuse(out, (out < float(bits.min)) | (out >= -float(bits.min)), what,
-                f"does not fit {bits.bits} bits")
+        refuse_where((out < bits.min) | (out >= float(bits.max) + 1), out, what,
+                     f"does not fit {bits.bits} bits")
     elif np.iinfo(out.dtype if out.size else dtype).max > bits.max:
-        _refuse(out, (out < bits.min) | (out > bits.max), what, f"does not fit {bits.bits} bits")
+        refuse_where((out < bits.min) | (out > bits.max), out, what,
+                     f"does not fit {bits.bits} bits")
     return np.ascontiguousarray(out, dtype=dtype)
 
 
-def _refuse(values: np.ndarray, wrong: np.ndarray, what: str, why: str) -> None:
+def refuse_where(wrong: np.ndarray, values: np.ndarray, what: str, why: str) -> None:
+    """Names the first of the wrong values, and where it is."""
     if wrong.any():
         at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
         index = "".join(f"[{i}]" for i in at)
@@ -195,6 +199,8 @@ def check_counter(counter: Any) -> None:
     if counter is None:
         return
     if type(counter) is np.ndarray and counter.size == 1 and counter.dtype in _ID_DTYPES:
+        if not counter.flags.writeable:
+            raise bad("avail_counter is read-only")
         return
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(counter, torch.Tensor):

@@ -102,6 +102,19 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(info)
 
 
+def _what_instead(path: str) -> str:
+    """What a file is that is no whole zip file, as torch.save writes since 1.6."""
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if not head:
+        return "the file is empty"
+    if head == b"PK":
+        return "the file is cut short: its end is missing"
+    if head[:1] == b"\x80":
+        return "files of torch.save before 1.6 are not read: load and save it again"
+    return "not a file of torch.save"
+
+
 def load(path: str) -> Any:
     """What torch.save wrote to path, tensors as numpy arrays."""
     try:
@@ -117,9 +130,8 @@ def load(path: str) -> Any:
         raise
     except OSError as error:
         raise c.Error(c.IO, f"{path}: {error.strerror or error}") from None
-    except zipfile.BadZipFile as error:
-        raise c.bad(f"{path}: {error}; files of torch.save before 1.6 are not read: load and save "
-                    "it again", c.FORMAT) from None
+    except zipfile.BadZipFile:
+        raise c.bad(f"{path}: {_what_instead(path)}", c.FORMAT) from None
     except RecursionError:
         raise c.bad(f"{path}: nested too deeply", c.FORMAT) from None
     except Exception as error:  # whatever a damaged pickle makes of itself

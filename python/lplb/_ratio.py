@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _arrays
 from . import _library as c
+from ._arrays import refuse_where
 from .placement import Placement
 from .plan import HostTable, Solver
 
@@ -36,6 +37,14 @@ class Shares:
 
 def shares_of(planner: Planner) -> Shares:
     return (SlotShares if planner._r2o is None else EdgeShares)(planner)
+
+
+def _fractions(weight: np.ndarray) -> np.ndarray:
+    """Shares as users give them; NaN is left to the library, which names expert and rank."""
+    slack = 1e-3  # solvers of floats end a little outside
+    refuse_where((weight < -slack) | (weight > 1 + slack), weight, "o_weight",
+                 "shares are in [0, 1]")
+    return np.clip(weight, 0, 1)
 
 
 class _Tables:
@@ -110,6 +119,7 @@ class EdgeShares(Shares):
 
     def of_hosts(self, weight: np.ndarray) -> np.ndarray:
         self._check(weight)
+        weight = _fractions(weight)
         kept = weight.reshape(-1)[np.maximum(self.host_variable, 0)]
         share = np.where(self.host_is_home, kept, 1 - kept)
         return np.where(self.host_variable < 0, 1, share).astype(np.float32)
@@ -176,6 +186,7 @@ class SlotShares(Shares):
 
     def of_hosts(self, weight: np.ndarray) -> np.ndarray:
         self._check(weight)
+        weight = _fractions(weight)
         share = np.zeros(len(self.hosts.rank), np.float32)
         np.add.at(share, self.host, weight[self.expert, self.column])
         return share

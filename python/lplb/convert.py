@@ -20,7 +20,7 @@ import numpy as np
 
 from . import _library as c
 from . import _pt
-from ._arrays import address
+from ._arrays import address, as_integers
 from .placement import FORMATS, Placement
 
 _MOST_EXPERTS = 32767  # a trace holds ids as int16
@@ -32,7 +32,8 @@ def read_dumps(paths: Sequence[str | os.PathLike[str]], kind: str = "auto") -> d
     Returns {"kind": "counts", "counts": int64 [S][L][E]} for stat and per_pass dumps, and
     {"kind": "topk", "topk_ids": int16 [T][L][K], "experts": E} for per_token ones, whose counts
     kind="counts" gives instead. A dump of a placement gives {"kind": "placement",
-    "physical_to_logical_map": int64 [L][P]}.
+    "physical_to_logical_map": int64 [L][P]}. Where a rank has no record of a pass that others have,
+    "missing" says so.
     """
     files = _files(paths)
     dumps = [(path, _pt.load(path)) for path in files]
@@ -41,7 +42,7 @@ def read_dumps(paths: Sequence[str | os.PathLike[str]], kind: str = "auto") -> d
             raise c.bad(f"{path}: holds a {type(dump).__name__}, not a recorder's dump", c.FORMAT)
     first = dumps[0][1]
     if "logical_count" in first:
-        return {"kind": "counts", "counts": np.concatenate([_stat(*d) for d in dumps])}
+        return {"kind": "counts", "counts": _stats(dumps)}
     if "records" in first:
         return _detailed(dumps, kind)
     if "physical_to_logical_map" in first:
@@ -62,6 +63,12 @@ def _files(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
         out += found
     if not out:
         raise c.bad("no files given")
+    seen: dict[str, str] = {}
+    for name in out:
+        real = os.path.realpath(name)
+        if real in seen:
+            raise c.bad(f"{name} is given twice (as {seen[real]}): it would count twice")
+        seen[real] = name
     return out
 
 
@@ -71,10 +78,18 @@ def _table(path: str, holder: dict, key: str, ndim: int) -> np.ndarray:
         value = np.asarray(value)
     if not isinstance(value, np.ndarray) or value.ndim != ndim or value.dtype.kind not in "iuf":
         raise c.bad(f"{path}: {key} is no {ndim}-dimensional tensor of numbers", c.FORMAT)
-    whole = value.astype(np.int64)
-    if not np.array_equal(whole, value):
-        raise c.bad(f"{path}: {key} holds fractions", c.FORMAT)
-    return whole
+    return as_integers(value, f"{path}: {key}")
+
+
+def _stats(dumps: list[tuple[str, Any]]) -> np.ndarray:
+    """[S][L][E] of all files, one after the other."""
+    parts = [_stat(*dump) for dump in dumps]
+    for (path, _), part in zip(dumps, parts):
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise c.bad(f"{path}: {part.shape[1]} layers of {part.shape[2]} experts, but "
+                        f"{dumps[0][0]} has {parts[0].shape[1]} of {parts[0].shape[2]}: give the "
+                        "files of one recording", c.FORMAT)
+    return np.concatenate(parts)
 
 
 def _stat(path: str, dump: dict) -> np.ndarray:
@@ -85,6 +100,9 @@ def _stat(path: str, dump: dict) -> np.ndarray:
         counts = counts[None]
     if counts.ndim != 3 or counts.min(initial=0) < 0:
         raise c.bad(f"{path}: logical_count has shape {counts.shape} or negative entries",
+                    c.FORMAT)
+    if counts.size == 0:
+        raise c.bad(f"{path}: the recording is empty (logical_count has shape {counts.shape})",
                     c.FORMAT)
     return counts
 
@@ -112,10 +130,27 @@ def _detailed(dumps: list[tuple[str, Any]], kind: str) -> dict[str, Any]:
         raise c.bad(f"{dumps[0][0]}: the recording is empty", c.FORMAT)
     records = [passes[n][r] for n in sorted(passes) for r in sorted(passes[n])]
     experts = max(int(to_logical.max()) for _, _, to_logical in records) + 1
+    layers = {len(to_logical) for _, _, to_logical in records}
+    if len(layers) > 1:
+        raise c.bad(f"{records[0][0]}: maps of {min(layers)} and of {max(layers)} layers: give the "
+                    "files of one recording", c.FORMAT)
+    missing = _missing(passes)
     if kind != "counts" and all("topk_ids_of_layer" in record for _, record, _ in records):
-        return {"kind": "topk", "topk_ids": _tokens(records), "experts": experts}
+        return {"kind": "topk", "topk_ids": _tokens(records), "experts": experts, **missing}
     counts = [sum(_pass_counts(*passes[n][r], experts) for r in passes[n]) for n in sorted(passes)]
-    return {"kind": "counts", "counts": np.stack(counts)}
+    return {"kind": "counts", "counts": np.stack(counts), **missing}
+
+
+def _missing(passes: dict[int, dict[int, Any]]) -> dict[str, str]:
+    """{"missing": what} where a rank has no record of a pass: its tokens are not in the result."""
+    ranks = range(max(max(by_rank) for by_rank in passes.values()) + 1)
+    gaps = [(n, [r for r in ranks if r not in passes[n]]) for n in sorted(passes)]
+    gaps = [(n, lacking) for n, lacking in gaps if lacking]
+    if not gaps:
+        return {}
+    shown = ", ".join(map(str, gaps[0][1][:8])) + (", ..." if len(gaps[0][1]) > 8 else "")
+    return {"missing": f"{len(gaps)} of {len(passes)} forward passes lack ranks (pass "
+                       f"{gaps[0][0]}: {shown} of {len(ranks)}): give the files of all ranks"}
 
 
 def _pass_counts(path: str, record: dict, to_logical: np.ndarray, experts: int) -> np.ndarray:
@@ -204,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except c.Error as error:
         print(f"lplb.convert: {error}", file=sys.stderr)
         return 2
+    if "missing" in result:
+        print(f"lplb.convert: warning: {result['missing']}", file=sys.stderr)
     if options.json:
         print(json.dumps(summary))
     else:

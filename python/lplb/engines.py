@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _library as c
 from ._arrays import Array
+from ._checks import integer
 from .placement import Placement
 
 __all__ = ["sglang_tensors", "vllm_tensors", "write_sglang", "write_trtllm", "write_vllm",
@@ -84,9 +85,7 @@ def _engine_placement(placement: Placement | Array, ranks: int | None,
     if len(set(placement.slots_per_rank.tolist())) != 1:
         raise c.bad("the ranks have unequal numbers of slots, which this engine cannot have",
                     c.UNSUPPORTED)
-    if dense_layers < 0:
-        raise c.bad(f"dense_layers is {dense_layers}", c.RANGE)
-    if dense_layers:
+    if integer(dense_layers, "dense_layers", 0):
         initial = np.arange(placement.slots) % placement.n_logical_experts
         table = np.concatenate([np.tile(initial, (dense_layers, 1)),
                                 placement.physical_to_logical_map])
@@ -108,6 +107,8 @@ def _tensors(kind: str, **arrays: np.ndarray) -> dict[str, Any]:
         return out
     if kind != "torch":
         raise c.bad(f"tensors '{kind}': torch or numpy")
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise c.bad("torch is not installed: give tensors=\"numpy\"", c.UNSUPPORTED) from None
     return {name: torch.from_numpy(a) for name, a in out.items()}

@@ -68,7 +68,12 @@ class Planner(Unique):
     (an all-gather of the group, on the stream); timeout in seconds for ranks that are gone or late;
     threads for CPU ids (0 = all; results do not depend on it); max_ids, most ids of a call for
     GPU ids (0 = grow as they come, which a graph capture cannot).
+
+    One thread at a time may use a planner: its buffers are those of the call under way.
     """
+
+    _instead = ("make another one with the same arguments, and save its `placement` (of a module, "
+                "its state_dict)")
 
     def __init__(self, redundant_to_original: Array, n_routed_experts: int,
                  n_logical_routed_experts: int, ep_size: int | None = None, group: Any = None, *,
@@ -140,6 +145,9 @@ class Planner(Unique):
     def _options(self, n_routed: int, n_logical: int, ep_size: int | None, group: Any,
                  rank: int | None, solver: str, transport: str, timeout: float, threads: int,
                  max_ids: int) -> None:
+        if group is not None and not (hasattr(group, "size") and hasattr(group, "rank")):
+            raise c.bad(f"group is {group!r}, neither a torch.distributed group that this process "
+                        "is a member of nor a Communicator")
         if ep_size is None:
             if group is None:
                 raise c.bad("ep_size must be given when group is None")

@@ -7,6 +7,7 @@ ranks' experts) they are [P][...].
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from . import _library as c
+from ._checks import expect
 from .placement import Placement
 from .planner import Planner
 
@@ -52,15 +54,25 @@ class Balance(torch.nn.Module):
 
     With torch 2.4 and later it is one operator (lplb::run) that torch.compile leaves whole. The
     buffer `counter`, int64 [1], is LPLB's avail_counter: groups solved so far.
+
+    copy.deepcopy shares the planner, as the averaged copies of a model want it: where its ranks
+    share counts, all of them must then call the copy equally often, too. It does not pickle: save
+    state_dict(), and make the module anew.
     """
 
     def __init__(self, planner: Planner, locality: bool = False) -> None:
         super().__init__()
-        self.planner = planner
+        self.planner = expect(planner, Planner, "planner")
         self.locality = locality
         self.key = f"{id(planner):x}"
         self.register_buffer("counter", torch.zeros(1, dtype=torch.int64), persistent=False)
         _planners[self.key] = planner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Balance:
+        memo[id(self.planner)] = self.planner
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def forward(self, topk_ids: Tensor) -> Tensor:
         if self.counter.device != topk_ids.device:
@@ -77,7 +89,8 @@ def top_k_of(routing_map: Tensor, probs: Tensor, top_k: int) -> tuple[Tensor, Te
     """Ids and weights of a dense choice, at most top_k a token.
 
     routing_map bool [T][E]; probs [T][E], used where the map is true. Returns int64 ids [T][top_k],
-    -1 where a token has fewer, and their weights [T][top_k] with gradients, 0 there.
+    -1 where a token has fewer, and their weights [T][top_k] with gradients, 0 there. Of a token
+    with more than top_k the first are taken, by expert: nothing here waits for a GPU to count.
     """
     chosen, ids = routing_map.to(torch.int8).sort(dim=1, descending=True, stable=True)
     here = chosen[:, :top_k] > 0
@@ -89,8 +102,8 @@ def top_k_of(routing_map: Tensor, probs: Tensor, top_k: int) -> tuple[Tensor, Te
 def routing_map(ids: Tensor, weights: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     """The dense form of a choice, as HybridEP and Megatron's flex dispatcher take it.
 
-    ids int [T][K], -1 = no selection; weights [T][K]. Returns bool [T][n_experts] and weights
-    [T][n_experts] with gradients.
+    ids int [T][K], -1 = no selection; weights [T][K], those of an id that a row has twice are
+    added. Returns bool [T][n_experts] and weights [T][n_experts] with gradients.
     """
     here = ids >= 0
     at = torch.where(here, ids, torch.zeros_like(ids)).long()

@@ -215,7 +215,8 @@ static int explain_result(const char *name, const request *q, const lplb_replay_
     int64_t batch = 0, first = r->batches - r->measured;
     if (q->batch >= 0 && (q->batch < first || q->batch >= r->batches))
         return cli_fail(name, EXIT_USAGE,
-                        "batch %lld is not measured; those are %lld to %lld (--history)",
+                        "batch %lld is not measured; those are %lld to %lld, as the batches "
+                        "before place the experts (--history F, of all)",
                         (long long)q->batch, (long long)first, (long long)r->batches - 1);
     if (!choose_pair(r, q, &layer, &batch))
         return cli_fail(name, EXIT_FAILED, "no measured batch asked for has any load");

@@ -54,6 +54,8 @@ static lplb_status parse_option(const char *option, const char *value, lplb_plan
                                 int32_t *locality) {
     if (config->solver == LPLB_SOLVER_IPM) return parse_ipm_option(option, value, config);
     double number;
+    if (!strcmp(option, "tolerance") && config->solver == LPLB_SOLVER_EVEN)
+        return LPLB_FAIL(LPLB_INVALID, "even takes no tolerance: it always splits evenly");
     if (!strcmp(option, "tolerance"))
         return parse_number(option, value, 1, 1e4, &config->tolerance);
     if (!strcmp(option, "locality") && locality && config->solver == LPLB_SOLVER_EXACT) {

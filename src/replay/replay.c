@@ -100,7 +100,7 @@ static lplb_status check_batches(lplb__replay *run) {
         if (run->batches == 0)
             return LPLB_FAIL(LPLB_INVALID,
                              "the trace has %lld tokens, fewer than one batch of "
-                             "%lld: make the batches smaller",
+                             "%lld: make the batches smaller (batch_tokens, --batch-tokens)",
                              (long long)trace->tokens, (long long)run->batch_tokens);
     }
     if (c->history < 0) c->history = 0.5;

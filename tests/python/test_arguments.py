@@ -5,13 +5,14 @@ import copy
 import os
 import pickle
 import signal
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
 import lplb
-from lplb import eplb, runtime
+from lplb import engines, eplb, runtime
 
 LOAD = np.array([[5, 3, 2, 8]])
 MAP = np.array([0, 1, 2, 3, 0, 1])
@@ -102,6 +103,61 @@ def test_objects_of_other_classes():
     refused("expert is 99", lambda: lplb.solve([3], [[0]], 1).of_expert(99))
     refused("hosts is a list", lambda: lplb.solve([3], [0], 2))
     refused("no array", lambda: planner().run([[1], [1, 2]]))
+
+
+def test_values_out_of_their_range():
+    p = planner()
+    weight, _ = p.solve_probs(np.full(4, 6))
+    _, sums = p.count_workload(MAP, 2)
+    p.weighted_select_target(MAP, weight, sums, 2)
+    for wrong in (2.0, -1.0, np.inf):
+        bad = weight.copy()
+        bad[1, 0] = wrong
+        refused(rf"o_weight\[1\]\[0\] is {wrong}",
+                lambda: p.weighted_select_target(MAP, bad, sums, 2))
+    refused("n_sms is 0", lambda: p.weighted_select_target(MAP, weight, sums, 0))
+    refused("even takes no tolerance", lambda: planner(solver="even:tolerance=1.5"))
+    refused("group is 'x'", lambda: planner(group="x"))
+    counter = np.zeros(1, np.int64)
+    counter.flags.writeable = False
+    refused("avail_counter is read-only", lambda: p.run(MAP, counter))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        refused("tensors=\"numpy\"", lambda: engines.sglang_tensors(p.placement))
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    import lplb.torch as layers
+
+    load = torch.tensor([[5.0, 3.0, 2.0, 8.0]])
+    expected = lplb.place(load, 2, 6).physical_to_logical_map
+    assert (lplb.place(load.bfloat16(), 2, 6).physical_to_logical_map == expected).all()
+    for a, b in zip(eplb.rebalance_experts(load, 6, 1, 1, 2),
+                    eplb.rebalance_experts(load.bfloat16(), 6, 1, 1, 2)):
+        assert torch.equal(a, b)
+    ring = lplb.Planner(torch.tensor([[1], [0]]), 6, 4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of tensors over read-only memory
+        maps = [ring.update_redundancy_mapping(w) for w in (load[0], load[0].bfloat16())]
+    assert torch.equal(maps[0][0], maps[1][0])
+    refused("to_dense", lambda: lplb.place(load.to_sparse(), 2, 6))
+    refused("planner is a NoneType", lambda: layers.Balance(None))
+
+
+def test_copies_of_models():
+    torch = pytest.importorskip("torch")
+    import lplb.torch as layers
+
+    p = planner()
+    model = torch.nn.Sequential(layers.Balance(p), torch.nn.Identity())
+    average = copy.deepcopy(model)
+    assert average[0].planner is p and average[0] is not model[0]
+    ids = torch.tensor([0, 1, 2, 3])
+    assert torch.equal(average(ids), model(ids))
+    assert model[0].counter.item() == average[0].counter.item() == 1
+    assert model[0].counter is not average[0].counter
+    refused("state_dict", lambda: pickle.dumps(model))
 
 
 def test_what_the_library_owns_is_not_copied():

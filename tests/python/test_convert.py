@@ -96,7 +96,8 @@ def test_command(tmp_path):
         (data("placement.pt"), "--ranks"),
         (data("none.pt"), "No such file"),
         ([tmp_path / "empty"], "no .pt files"),
-        (data("per_pass_0.pt", "per_pass_0.pt"), "two records"),
+        (data("per_pass_0.pt", "per_pass_0.pt"), "given twice"),
+        ([DATA, *data("stat.pt")], "given twice"),
         (data("stat.pt", "per_pass_0.pt"), "no logical_count"),
         (data("kinds.pt"), "none of the keys"),
     ]:
@@ -219,15 +220,41 @@ def test_damaged_files_are_refused(tmp_path):
         z.writestr("readme", "x")
     with pytest.raises(lplb.InputError, match="not one of torch.save"):
         _pt.load(path)
-    path.write_bytes(b"\x80\x02old")
-    with pytest.raises(lplb.InputError, match="before 1.6"):
-        _pt.load(path)
+    for raw, message in ((b"\x80\x02old", "before 1.6"), (b"", "the file is empty"),
+                         (good[:200], "cut short"), (b"text", "not a file of torch.save")):
+        path.write_bytes(raw)
+        with pytest.raises(lplb.InputError, match=message):
+            _pt.load(path)
+
+
+def test_recordings_that_do_not_fit_together(tmp_path, capsys):
+    def dump(name, value, raw):
+        return archive(tmp_path / name, pickled(value), [("0", raw)])
+
+    def counts(layers, experts):
+        return tensor((1, layers, experts), (layers * experts, experts, 1), count=layers * experts)
+
+    a = dump("a.pt", {"logical_count": counts(2, 2)}, RAW)
+    for layers, experts in ((1, 4), (2, 1)):
+        b = dump("b.pt", {"logical_count": counts(layers, experts)}, RAW)
+        with pytest.raises(lplb.InputError, match=f"b.pt: {layers} layers of {experts} experts"):
+            convert.read_dumps([a, b])
+    inf = np.array([0, np.inf, np.nan, 1e30])
+    c = dump("c.pt", {"logical_count": tensor((1, 1, 4), (4, 4, 1), kind="DoubleStorage")},
+             inf.tobytes())
+    with pytest.raises(lplb.InputError, match=r"c.pt: logical_count\[0\]\[0\]\[1\] is inf"):
+        convert.read_dumps([c])
+    assert "missing" not in convert.read_dumps(data("per_pass_0.pt", "per_pass_1.pt"))
+    assert convert.main([*data("per_pass_1.pt"), "-o", str(tmp_path / "t.npz")]) == 0
+    assert "2 of 2 forward passes lack ranks (pass 3: 0 of 2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value, message", [
     ({"logical_count": tensor((4,), (1,))}, "shape"),
     ({"logical_count": "x"}, "no"),
-    ({"logical_count": tensor((1, 2, 2), (0, 2, 1), kind="DoubleStorage", key="f")}, "fractions"),
+    ({"logical_count": tensor((1, 2, 2), (0, 2, 1), kind="DoubleStorage", key="f")},
+     r"logical_count\[0\]\[0\]\[0\] is 0.5: must be whole"),
+    ({"logical_count": tensor((0, 2, 2), (4, 2, 1))}, "a.pt: the recording is empty"),
     ({"records": 5}, "list"),
     ({"records": [], "last_physical_to_logical_map": tensor((2, 2), (2, 1))}, "empty"),
     ({"records": [7], "last_physical_to_logical_map": tensor((2, 2), (2, 1))}, "a record is"),
