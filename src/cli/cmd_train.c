@@ -192,9 +192,10 @@ int cmd_train(int argc, char **argv) {
     int n = 0;
     if (l.ranks > 1) {
         snprintf(ranks, sizeof ranks, "%lld", (long long)l.ranks);
-        char *mpirun[] = {
-            "mpirun", "--quiet", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1",
-            "-n",     ranks};
+        /* --quiet, but Open MPI 5 would stop at that: it has no way to leave its notices out. */
+        setenv("OMPI_MCA_orte_execute_quiet", "1", 0);
+        char *mpirun[] = {"mpirun", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n",
+                          ranks};
         for (size_t i = 0; i < sizeof mpirun / sizeof *mpirun; i++) words[n++] = mpirun[i];
         if (geteuid() == 0) words[n++] = "--allow-run-as-root";
     }

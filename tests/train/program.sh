@@ -9,13 +9,19 @@ trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
 failed=0
 
+# The lines of err; Open MPI 5 cannot be told to leave its own notices out.
+case "$(mpirun --version 2>&1)" in
+*"Open MPI) 4"*) lines() { wc -l <err; } ;;
+*) lines() { grep -c '^lplb' err; } ;;
+esac
+
 # expect CODE WORDS ARGUMENTS...: that exit code, and one line on stderr that has the words.
 expect() {
     code=$1 words=$2
     shift 2
     "$lplb" train "$@" >out 2>err
     got=$?
-    if [ $got != "$code" ] || [ "$(wc -l <err)" != 1 ] || ! grep -q -- "$words" err; then
+    if [ $got != "$code" ] || [ "$(lines)" != 1 ] || ! grep -q -- "$words" err; then
         echo "lplb train $*: exit $got instead of $code, or not one line with '$words':"
         cat err
         failed=1
@@ -163,7 +169,7 @@ for stop in TERM INT; do
     wait $!
     got=$?
     [ $stop = TERM ] && code=143 || code=130
-    if [ $got != $code ] || [ "$(wc -l <err)" != 1 ] ||
+    if [ $got != $code ] || [ "$(lines)" != 1 ] ||
         ! grep -q 'saved in.*--resume goes on' err; then
         echo "stopped by $stop: exit $got"
         cat err
@@ -223,7 +229,8 @@ grep -q 'is at step [0-9]* already' err && [ ! -s out ] || { cat out err; failed
 
 # ranks that were given different options: one of them says so
 mpi="mpirun --allow-run-as-root --oversubscribe"
-$mpi -np 1 "${lplb}-train" $small --steps 3 : -np 1 "${lplb}-train" $small --steps 4 >out 2>err
+$mpi -np 2 sh -c 'exec "$0" "$@" --steps $((3 + OMPI_COMM_WORLD_RANK))' "${lplb}-train" $small \
+    >out 2>err
 got=$?
 if [ $got != 2 ] || [ "$(grep -c '^lplb train: .*other options than rank 0' err)" != 1 ]; then
     echo "ranks that disagree: exit $got"
