@@ -1,6 +1,7 @@
-"""A stand-in for DeepEP's intranode buffer (version 1) on any torch.distributed backend.
+"""Stand-ins for DeepEP's buffers on any torch.distributed backend: `Buffer`, inside a node, of
+version 1 (version 2 keeps it as its legacy), and `ElasticBuffer` of version 2.
 
-It has the documented signatures and meanings of `get_dispatch_layout`, `dispatch` and `combine`,
+They have the documented signatures and meanings of `get_dispatch_layout`, `dispatch` and `combine`,
 without their speed: a token is sent once to every rank that has one of its experts, the ids that
 arrive are local to the rank (-1 for experts elsewhere), and combine sums over the ranks.
 """
@@ -61,3 +62,28 @@ class Buffer:
         out = rows.new_empty((sum(n_receive), *rows.shape[1:]))
         dist.all_to_all_single(out, rows.contiguous(), n_receive, n_send, group=self.group)
         return out
+
+
+class ElasticBuffer:
+    """Takes sizes of the layer in place of bytes, and ids without a layout."""
+
+    def __init__(self, group, num_bytes=None, num_cpu_bytes=0, num_max_tokens_per_rank=0, hidden=0,
+                 num_topk=0):
+        assert num_bytes is not None or num_max_tokens_per_rank * hidden > 0
+        self.group, self.rank_idx, self.num_ranks = group, group.rank(), group.size()
+        self.num_max_tokens_per_rank = num_max_tokens_per_rank
+        self.nccl_comm_handle = object()
+        self._legacy = Buffer(group)
+
+    def dispatch(self, x, topk_idx=None, topk_weights=None, cumulative_local_expert_recv_stats=None,
+                 num_experts=None, num_max_tokens_per_rank=None, expert_alignment=None):
+        assert len(x) <= (num_max_tokens_per_rank or self.num_max_tokens_per_rank)
+        per_rank, _, per_expert, in_rank, _ = self._legacy.get_dispatch_layout(topk_idx,
+                                                                               num_experts)
+        recv_x, ids, weights, _, handle, event = self._legacy.dispatch(
+            x, num_tokens_per_rank=per_rank, is_token_in_rank=in_rank,
+            num_tokens_per_expert=per_expert, topk_idx=topk_idx, topk_weights=topk_weights)
+        return recv_x, ids, weights, handle, event
+
+    def combine(self, x, handle, topk_weights=None, bias=None):
+        return self._legacy.combine(x, handle)

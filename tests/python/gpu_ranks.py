@@ -142,7 +142,10 @@ def by_rank(slots, table, per_rank, experts):
 
 
 def deepep(group, device, buffer_class=None):
-    """Balanced ids straight into DeepEP: the output is that of the unbalanced layer."""
+    """Balanced ids straight into DeepEP: the output is that of the unbalanced layer.
+
+    buffer_class: of version 1 or ElasticBuffer of version 2; default: DeepEP's Buffer, or ours.
+    """
     if buffer_class is None:
         if importlib.util.find_spec("deep_ep") is not None:
             from deep_ep import Buffer as buffer_class
@@ -150,7 +153,9 @@ def deepep(group, device, buffer_class=None):
             from deep_ep_stand_in import Buffer as buffer_class
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     ranks, rank, experts, hidden, top_k = group.size(), group.rank(), 32, 512, 4
-    buffer = buffer_class(group, 1 << 28)
+    elastic = not hasattr(buffer_class, "get_dispatch_layout")
+    buffer = (buffer_class(group, num_max_tokens_per_rank=256, hidden=hidden, num_topk=top_k)
+              if elastic else buffer_class(group, 1 << 28))
     redundant = experts // ranks // 2
     planner = lplb.Planner(ring(ranks).to(device), experts + redundant * ranks, experts,
                            ep_size=ranks)
@@ -169,12 +174,16 @@ def deepep(group, device, buffer_class=None):
         home[table[slot]] = slot
 
     def layer(physical):
-        layout = buffer.get_dispatch_layout(physical, planner.n_routed_experts)
-        per_rank, per_rdma_rank, per_expert, in_rank, _ = layout
-        recv_x, recv_ids, recv_weights, _, handle, _ = buffer.dispatch(
-            x, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_rdma_rank,
-            is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=physical,
-            topk_weights=weights)
+        if elastic:
+            recv_x, recv_ids, recv_weights, handle, _ = buffer.dispatch(
+                x, topk_idx=physical, topk_weights=weights, num_experts=planner.n_routed_experts)
+        else:
+            layout = buffer.get_dispatch_layout(physical, planner.n_routed_experts)
+            per_rank, per_rdma_rank, per_expert, in_rank, _ = layout
+            recv_x, recv_ids, recv_weights, _, handle, _ = buffer.dispatch(
+                x, num_tokens_per_rank=per_rank, num_tokens_per_rdma_rank=per_rdma_rank,
+                is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=physical,
+                topk_weights=weights)
         out = torch.zeros(recv_x.shape, dtype=torch.float32, device=device)
         for slot in range(local):  # expert e: multiply by e + 1
             w = torch.where(recv_ids == slot, recv_weights, 0.0).sum(1, keepdim=True)

@@ -312,7 +312,7 @@ def test_dense_and_sparse_choices():
 
 def gloo_sections(rank, ranks, port):
     import gpu_ranks
-    from deep_ep_stand_in import Buffer
+    from deep_ep_stand_in import Buffer, ElasticBuffer
 
     group = join(rank, ranks, port)
     device = torch.device("cpu")
@@ -320,6 +320,7 @@ def gloo_sections(rank, ranks, port):
     gpu_ranks.equal_local(group, device, ("auto", "torch"))
     gpu_ranks.moved(group, device, ("auto", "torch"))
     result = gpu_ranks.deepep(group, device, Buffer)
+    assert gpu_ranks.deepep(group, device, ElasticBuffer) == result
     dist.destroy_process_group()
     return result
 
