@@ -44,6 +44,10 @@ LPLB_API lplb_status lplb_comm_create_local(lplb_comm **out);
  * give other numbers of ranks or bytes. */
 LPLB_API lplb_status lplb_comm_create_shm(const char *name, int32_t rank, int32_t ranks,
                                           int64_t max_bytes, int64_t timeout_ns, lplb_comm **out);
+/* interrupted is asked about every 50 ms while a rank of this process waits in shared memory, from
+ * the thread that waits; an answer other than 0 ends the wait as the timeout does. For hosts whose
+ * own signal handlers do not run inside a call, as Python's. Of the whole process; NULL: none. */
+LPLB_API void lplb_comm_set_interrupt(int32_t (*interrupted)(void));
 /* Tells the others that this rank leaves; NULL is fine. */
 LPLB_API void lplb_comm_destroy(lplb_comm *comm);
 

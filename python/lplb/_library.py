@@ -127,6 +127,7 @@ class Trace(ctypes.Structure):
 ALL_GATHER = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p,
                               c_size_t)
 DESTROY = ctypes.CFUNCTYPE(None, c_void_p)
+INTERRUPT = ctypes.CFUNCTYPE(c_int32)
 
 
 class Transport(ctypes.Structure):
@@ -187,6 +188,7 @@ PROTOTYPES = {
     "lplb_comm_create_local": (c_int, _pointer),
     "lplb_comm_create_shm": (c_int, c_char_p, _i32, _i32, _i64, _i64, _pointer),
     "lplb_comm_destroy": (None, _pointer),
+    "lplb_comm_set_interrupt": (None, INTERRUPT),
     "lplb_comm_rank": (_i32, _pointer),
     "lplb_comm_ranks": (_i32, _pointer),
     "lplb_comm_transport_name": (c_char_p, _pointer),

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import weakref
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -27,6 +27,34 @@ DEFAULT_TIMEOUT = 10.0
 def counts_bytes(n_experts: int) -> int:
     """Most bytes a rank contributes when the counts of n_experts experts are shared."""
     return max(256, (n_experts + 2) * 8)
+
+
+_interrupts: list[BaseException] = []
+
+
+def _answers() -> Iterator[int]:
+    """What the library is told when it asks, while it waits, whether to go on. Signal handlers of
+    Python run where its code does: here, and behind `yield` what they raise is inside the try."""
+    answer = 0
+    while True:
+        try:
+            yield answer
+            answer = 0
+        except GeneratorExit:
+            return
+        except BaseException as error:  # nothing may pass through C
+            _interrupts.append(error)
+            answer = 1
+
+
+_generator = _answers()
+next(_generator)
+_asked = c.INTERRUPT(_generator.__next__)
+
+
+def _raise_interrupts() -> None:
+    if _interrupts:
+        raise _interrupts.pop()
 
 
 class Communicator(Unique):
@@ -59,10 +87,13 @@ class Communicator(Unique):
         Waits until all ranks have joined, at most `timeout` seconds.
         """
         handle = ctypes.c_void_p()
-        c.check(c.lib().lplb_comm_create_shm(
+        c.lib().lplb_comm_set_interrupt(_asked)
+        status = c.lib().lplb_comm_create_shm(
             name.encode(), integer(rank, "rank"), integer(ranks, "ranks"),
-            integer(max_bytes, "max_bytes", *INT64), _nanoseconds(timeout), ctypes.byref(handle)))
-        return cls(handle)
+            integer(max_bytes, "max_bytes", *INT64), _nanoseconds(timeout), ctypes.byref(handle))
+        _raise_interrupts()
+        c.check(status)
+        return cls(handle, interrupts=_interrupts)
 
     @classmethod
     def custom(cls, name: str, rank: int, ranks: int, max_bytes: int, all_gather: Any,

@@ -66,18 +66,26 @@ static shm_slot *slot_of(const shm_state *s, uint64_t epoch, int32_t rank) {
 /* ---- waiting ---- */
 
 typedef struct waiting {
-    int64_t begin_ns, timeout_ns;
+    int64_t begin_ns, timeout_ns, asked_ns;
     int32_t turns;
 } waiting;
 
+typedef int32_t (*interrupt_hook)(void);
+static _Atomic(interrupt_hook) interrupt;
+
+void lplb_comm_set_interrupt(int32_t (*interrupted)(void)) {
+    atomic_store(&interrupt, interrupted);
+}
+
 static waiting wait_begin(int64_t timeout_ns) {
-    return (waiting){.begin_ns = lplb__now_ns(), .timeout_ns = timeout_ns};
+    int64_t now = lplb__now_ns();
+    return (waiting){.begin_ns = now, .timeout_ns = timeout_ns, .asked_ns = now};
 }
 
 /* Between two looks: first spin, as the others are usually microseconds away, then give the
  * processor away. False once the time is up. */
 static bool wait_more(waiting *w) {
-    enum { SPINS = 500, YIELDS = 200 };
+    enum { SPINS = 500, YIELDS = 200, ASK_NS = 50000000 };
     if (++w->turns <= SPINS) {
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
@@ -92,7 +100,13 @@ static bool wait_more(waiting *w) {
         struct timespec nap = {.tv_nsec = 50000};
         nanosleep(&nap, NULL);
     }
-    return lplb__now_ns() - w->begin_ns < w->timeout_ns;
+    int64_t now = lplb__now_ns();
+    if (now - w->asked_ns >= ASK_NS) {
+        interrupt_hook interrupted = atomic_load(&interrupt);
+        w->asked_ns = now;
+        if (interrupted && interrupted()) return false;
+    }
+    return now - w->begin_ns < w->timeout_ns;
 }
 
 /* ---- one call ---- */

@@ -1,5 +1,8 @@
 """Counts among ranks without torch: real processes, equal plans, failures that end in time."""
 
+import os
+import signal
+import threading
 import time
 import warnings
 
@@ -104,6 +107,33 @@ def lose_a_rank(rank, ranks, name, table):
     assert 1 <= len(caught) <= 2 and "unbalanced" in str(caught[0].message)
     assert not planner._comm.alive
     return time.monotonic() - begin
+
+
+def interrupted_soon(call):
+    """Whether Ctrl-C ends a call that would wait for two minutes."""
+    begin = time.monotonic()
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        call()
+        return False
+    except KeyboardInterrupt:
+        timer.join()
+        return time.monotonic() - begin < 60
+
+
+def wait_and_interrupt(rank, ranks, name):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    comm = connect(name, rank, ranks, 120.0)
+    if rank == 0:
+        assert interrupted_soon(lambda: connect(name + "b", 0, 2, 120.0))
+        assert not os.path.exists(f"/dev/shm/lplb-{name}b")
+        assert interrupted_soon(lambda: comm.all_gather(bytes(8))) and not comm.alive
+    connect(name + "c", rank, ranks, 120.0)  # until here rank 1 stays
+
+
+def test_ctrl_c_ends_a_wait():
+    run_ranks(wait_and_interrupt, 2, new_name(), timeout=150)
 
 
 def test_a_lost_rank_is_a_timeout_not_a_hang():
