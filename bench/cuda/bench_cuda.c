@@ -431,7 +431,7 @@ static void bench_sources(int32_t locality) {
     lplb_cuda_config config = {.struct_size = sizeof config,
                                .placement = placement,
                                .sources = RANKS,
-                               .node = node,
+                               .node = locality ? node : NULL,
                                .locality = locality,
                                .max_ids = IDS};
     OK(lplb_cuda_planner_create(&config, &s.planner));

@@ -147,6 +147,7 @@ typedef struct lplb_cuda_report {
     int64_t max_load;
     int64_t bound_numerator, bound_denominator; /* exact: t*, tokens over speed; else 0/1 */
     double ipm_objective, ipm_bound;            /* fractional, ipm only */
+    int64_t reserved[6];                        /* 0: room for what a later version reports */
 } lplb_cuda_report;
 #define LPLB_CUDA_DETAIL_MASK (((uint64_t)1 << 56) - 1)
 /* LPLB_RANGE: added to an expert whose count is meant, and to a rank whose fixed tokens are; the

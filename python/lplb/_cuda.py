@@ -64,7 +64,8 @@ class Report(ctypes.Structure):
                 ("reused", c_int32), ("sweeps", c_int32), ("augmentations", c_int32),
                 ("restarts", c_int32), ("unused", c_int32), ("max_load", c_int64),
                 ("bound_numerator", c_int64), ("bound_denominator", c_int64),
-                ("ipm_objective", c_double), ("ipm_bound", c_double)]
+                ("ipm_objective", c_double), ("ipm_bound", c_double),
+                ("reserved", c_int64 * 6)]
 
 
 _stream = c_void_p
@@ -336,7 +337,7 @@ class Step:
         parsed, _ = parse_solver(solver)
         sources = 1 if comm is None else comm.ranks
         self._keep = [None if x is None else np.ascontiguousarray(x, dtype=np.int32)
-                      for x in (source_rank, node)]
+                      for x in ((source_rank, node) if locality else (None, None))]
         ranks, nodes = (None if x is None else address(x) for x in self._keep)
         self.config = Config(
             struct_size=ctypes.sizeof(Config), device=device, sources=sources, source_rank=ranks,
@@ -499,15 +500,19 @@ class Step:
                                             current_stream(self.device)))
 
     def report(self) -> tuple[Report, c.Error | None]:
-        """What the device wrote, and its error, which is then forgotten; waits for the stream."""
-        out = Report(outcome=-1)
-        check(self.lib.lplb_cuda_report_read(self._handle, current_stream(self.device),
-                                             ctypes.byref(out)))
-        status = self.lib.lplb_cuda_report_status(ctypes.byref(out))
-        if status == c.OK:
-            return out, None
-        found = self._error_of(status)
-        check(self.lib.lplb_cuda_report_clear(self._handle, current_stream(self.device)))
+        """What the device wrote, and an error, which is then forgotten; waits for the stream.
+
+        The error may be of a planner that only graphs of before it grew still use.
+        """
+        found = None
+        for handle in self._handles:  # the newest one last
+            out = Report(outcome=-1)
+            check(self.lib.lplb_cuda_report_read(handle, current_stream(self.device),
+                                                 ctypes.byref(out)))
+            status = self.lib.lplb_cuda_report_status(ctypes.byref(out))
+            if status != c.OK:
+                found = self._error_of(status)
+                check(self.lib.lplb_cuda_report_clear(handle, current_stream(self.device)))
         return out, found
 
     def _error_of(self, status: int) -> c.Error:

@@ -683,14 +683,16 @@ def _failed(error: Exception) -> Status:
 
 
 def _count_on_device(idx: Array, n: int, n_sms: int) -> tuple[Array, Array]:
-    """`count_workload` in torch's operators, without waiting for the GPU."""
+    """`count_workload` in torch's operators, without waiting for the GPU: an id that is no
+    expert's counts nowhere, and the step that maps it reports it."""
     import torch
 
     flat = idx.reshape(-1)
     each = max(1, -(-flat.numel() // n_sms))
     part = torch.arange(flat.numel(), device=idx.device) // each
     cells = torch.zeros(n_sms * n + 1, dtype=torch.int32, device=idx.device)
-    cell = torch.where(flat >= 0, part * n + flat, n_sms * n)  # the last one takes -1
+    counts = (flat >= 0) & (flat < n)
+    cell = torch.where(counts, part * n + flat, n_sms * n)  # the last one takes the others
     cells.scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
     by_part = cells[:-1].reshape(n_sms, n).cumsum(0, dtype=torch.int32)
     return by_part[-1], by_part

@@ -19,12 +19,18 @@ const char *lplb_cuda_transport_name(lplb_cuda_transport transport) {
     return (unsigned)transport < 6 ? names[transport] : "unknown";
 }
 
-static lplb_status check_config(const lplb_cuda_comm_config *c) {
+/* Without these a rank cannot even tell the others that it fails. */
+static lplb_status check_meeting(const lplb_cuda_comm_config *c) {
     if (c->struct_size != sizeof *c)
         return LPLB_FAIL(LPLB_INVALID, "config.struct_size is %zu, must be %zu", c->struct_size,
                          sizeof *c);
     if (c->ranks < 1 || c->rank < 0 || c->rank >= c->ranks)
         return LPLB_FAIL(LPLB_RANGE, "rank %d is outside [0, %d)", c->rank, c->ranks);
+    if (!c->exchange) return LPLB_FAIL(LPLB_INVALID, "exchange is NULL");
+    return LPLB_OK;
+}
+
+static lplb_status check_config(const lplb_cuda_comm_config *c) {
     if (c->experts < 1 || c->experts > LPLB__CUDA_MAX_EXPERTS)
         return LPLB_FAIL(LPLB_RANGE, "%d experts; from 1 to %d", c->experts,
                          (int)LPLB__CUDA_MAX_EXPERTS);
@@ -40,7 +46,6 @@ static lplb_status check_config(const lplb_cuda_comm_config *c) {
     if (c->timeout_ns < 0)
         return LPLB_FAIL(LPLB_RANGE, "timeout_ns is %lld, must not be negative",
                          (long long)c->timeout_ns);
-    if (!c->exchange) return LPLB_FAIL(LPLB_INVALID, "exchange is NULL");
     return LPLB_OK;
 }
 
@@ -194,18 +199,21 @@ static lplb_status write_card(lplb_cuda_comm *comm, lplb__cuda_card *card) {
     return LPLB_OK;
 }
 
-static lplb_status make(lplb_cuda_comm *comm) {
-    lplb__cuda_card own, *cards;
+/* A rank that has failed already meets the others too, or they would wait for it. */
+static lplb_status make(lplb_cuda_comm *comm, lplb_status own) {
+    lplb__cuda_card card = {0}, *cards;
+    char message[MESSAGE_BYTES] = "";
     LPLB_TRY(LPLB_CALLOC(cards, comm->config.ranks));
-    lplb_status status = write_card(comm, &own), gathered;
-    own.status = status;
-    gathered = lplb__cuda_meet(comm, &own, cards, sizeof own);
-    if (gathered == LPLB_OK) gathered = compare_cards(comm, cards);
-    if (status == LPLB_OK) status = gathered;
+    if (own == LPLB_OK) own = write_card(comm, &card);
+    if (own != LPLB_OK) snprintf(message, sizeof message, "%s", lplb_error_message());
+    card.status = own;
+    lplb_status status = lplb__cuda_meet(comm, &card, cards, sizeof card);
+    if (own != LPLB_OK) status = LPLB_FAIL(own, "%s", message);
     for (int32_t r = 0; r < comm->config.ranks && status == LPLB_OK; r++)
         if (cards[r].status != LPLB_OK)
             status = LPLB_FAIL((lplb_status)cards[r].status,
                                "rank %d cannot prepare; its own message says why", r);
+    if (status == LPLB_OK) status = compare_cards(comm, cards);
     if (status == LPLB_OK) {
         find_nodes(comm, cards);
         status = join(comm, cards);
@@ -240,23 +248,23 @@ lplb_status lplb_cuda_comm_create(const lplb_cuda_comm_config *config, lplb_cuda
     int before;
     enum cudaStreamCaptureMode mode;
     lplb_cuda_comm *comm;
+    if (!config || !out) return LPLB_FAIL(LPLB_INVALID, "config and out must be given");
     *out = NULL;
-    LPLB_TRY(check_config(config));
+    LPLB_TRY(check_meeting(config));
     LPLB_TRY(LPLB_CALLOC(comm, 1));
     comm->config = *config;
     comm->magic = COMM_MAGIC;
     comm->timeout_ns = (uint64_t)(config->timeout_ns ? config->timeout_ns : DEFAULT_TIMEOUT_NS);
     comm->peers.row_words = LPLB__CUDA_ROW_HEAD + config->experts;
     comm->peers.ends = 1;
-    lplb_status status = enter(comm, &before, &mode);
-    if (status != LPLB_OK) {
-        lplb__free(comm);
-        return status;
-    }
-    status = make(comm);
+    lplb_status status = check_config(config);
+    if (status == LPLB_OK) status = enter(comm, &before, &mode);
+    bool entered = status == LPLB_OK;
+    status = make(comm, status);
     if (status == LPLB_OK) *out = comm;
-    else release(comm);
-    leave(before, &mode);
+    else if (entered) release(comm);
+    else lplb__free(comm);
+    if (entered) leave(before, &mode);
     return status;
 }
 
@@ -271,12 +279,18 @@ void lplb_cuda_comm_destroy(lplb_cuda_comm *comm) {
 
 /* ---- using ---- */
 
-lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm) { return comm->transport; }
+static lplb_status check_comm(const lplb_cuda_comm *comm) {
+    if (comm && comm->magic == COMM_MAGIC) return LPLB_OK;
+    return LPLB_FAIL(LPLB_INVALID, "not a communicator, or one that was destroyed");
+}
+
+lplb_cuda_transport lplb_cuda_comm_transport(const lplb_cuda_comm *comm) {
+    return comm ? comm->transport : LPLB_CUDA_TRANSPORT_AUTO;
+}
 
 lplb_status lplb__cuda_comm_fits(const lplb_cuda_comm *comm, int32_t device, int32_t sources,
                                  int32_t experts) {
-    if (!comm || comm->magic != COMM_MAGIC)
-        return LPLB_FAIL(LPLB_INVALID, "not a communicator, or one that was destroyed");
+    LPLB_TRY(check_comm(comm));
     if (comm->config.device != device)
         return LPLB_FAIL(LPLB_INVALID, "the communicator is of device %d, the planner of %d",
                          comm->config.device, device);
@@ -293,6 +307,7 @@ lplb_status lplb_cuda_comm_state(const lplb_cuda_comm *comm) {
     int before;
     enum cudaStreamCaptureMode mode;
     uint64_t ended = 0;
+    LPLB_TRY(check_comm(comm));
     if (lplb__cuda_gather_ended(comm))
         return LPLB_FAIL(LPLB_TIMEOUT, "a rank did not bring its counts in time: make the "
                                        "communicator again on all ranks");
@@ -310,6 +325,7 @@ lplb_status lplb_cuda_comm_agree(lplb_cuda_comm *comm, const lplb_cuda_planner *
     char list[LIST_BYTES] = "";
     size_t used = 0;
     int32_t own, *all;
+    LPLB_TRY(check_comm(comm));
     LPLB_TRY(lplb__cuda_planner_tag(planner, &own));
     LPLB_TRY(LPLB_CALLOC(all, comm->config.ranks));
     lplb_status status = lplb__cuda_meet(comm, &own, all, sizeof own);

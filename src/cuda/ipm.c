@@ -54,8 +54,7 @@ static void share_memory(lplb_cuda_planner *p) {
     p->ipm.shared_bytes = bytes;
 }
 
-lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *p) {
-    const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
+lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *p, const lplb__cuda_header *header) {
     if (p->step.ipm.published && header->largest_rows > LPLB__CUDA_IPM_ROWS)
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "ipm: %d ranks and experts with several hosts depend on each other; the "
@@ -85,7 +84,7 @@ lplb_status lplb__cuda_ipm_init(lplb_cuda_planner *p, int shared_bytes) {
                          shared_bytes);
     LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_ipm_kernel,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    return lplb__cuda_ipm_check(p);
+    return lplb__cuda_ipm_check(p, (const lplb__cuda_header *)p->staging);
 }
 
 static lplb_status launch_kernel(const lplb_cuda_planner *p, const lplb__cuda_step *from,

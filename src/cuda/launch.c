@@ -10,6 +10,28 @@ enum {
 
 /* ---- arguments ---- */
 
+/* On a GPU a misaligned access ends the process's context, so it must not get that far. */
+static lplb_status check_aligned(const void *array, size_t bytes, const char *name) {
+    if (((uintptr_t)array & (bytes - 1)) == 0) return LPLB_OK;
+    return LPLB_FAIL(LPLB_INVALID, "%s lies at %p, must be aligned to its elements of %zu bytes",
+                     name, array, bytes);
+}
+
+static size_t bytes_of(lplb_dtype dtype) { return dtype == LPLB_INT64 ? 8 : 4; }
+
+/* Some blocks write slots while others still read ids; in place, an id is read by who writes it. */
+static lplb_status check_overlap(const lplb_cuda_ids *ids) {
+    size_t in_bytes = bytes_of(ids->ids_dtype), out_bytes = bytes_of(ids->out_dtype);
+    uintptr_t in = (uintptr_t)ids->ids, out = (uintptr_t)ids->out;
+    if (in >= out + (size_t)ids->n * out_bytes || out >= in + (size_t)ids->n * in_bytes)
+        return LPLB_OK;
+    if (in == out && in_bytes == out_bytes) return LPLB_OK;
+    return LPLB_FAIL(LPLB_INVALID,
+                     "%lld ids of %zu bytes at %p and out of %zu bytes at %p overlap: out must be "
+                     "apart, or exactly ids with one width",
+                     (long long)ids->n, in_bytes, ids->ids, out_bytes, ids->out);
+}
+
 static lplb_status check_ids(const lplb_cuda_planner *p, const lplb_cuda_ids *ids, bool maps) {
     if (ids->struct_size != sizeof(lplb_cuda_ids))
         return LPLB_FAIL(LPLB_INVALID, "ids.struct_size is %zu, must be %zu", ids->struct_size,
@@ -23,12 +45,32 @@ static lplb_status check_ids(const lplb_cuda_planner *p, const lplb_cuda_ids *id
     if (ids->source < 0 || ids->source >= p->sources)
         return LPLB_FAIL(LPLB_RANGE, "source %d is outside [0, %d)", ids->source, p->sources);
     if (ids->n > 0 && !ids->ids) return LPLB_FAIL(LPLB_INVALID, "ids is NULL");
+    LPLB_TRY(check_aligned(ids->ids, bytes_of(ids->ids_dtype), "ids"));
+    LPLB_TRY(check_aligned(ids->n_device, sizeof(int64_t), "n_device"));
     if (!maps) return LPLB_OK;
     if (ids->out_dtype != LPLB_INT32 && ids->out_dtype != LPLB_INT64)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "out must be int32 or int64");
     if (ids->n > 0 && !ids->out) return LPLB_FAIL(LPLB_INVALID, "out is NULL");
-    if (ids->n > 0 && ids->out == ids->ids && ids->out_dtype != ids->ids_dtype)
-        return LPLB_FAIL(LPLB_INVALID, "in place, ids and out must have one width");
+    LPLB_TRY(check_aligned(ids->out, bytes_of(ids->out_dtype), "out"));
+    return ids->n > 0 ? check_overlap(ids) : LPLB_OK;
+}
+
+static lplb_status check_arrays(const lplb_cuda_problem *p) {
+    const struct {
+        const void *at;
+        size_t bytes;
+        const char *name;
+    } array[] = {{p->source_counts, 8, "source_counts"},
+                 {p->own_counts, 8, "own_counts"},
+                 {p->fixed, 8, "fixed"},
+                 {p->counts, 8, "counts"},
+                 {p->split, 8, "split"},
+                 {p->loads, 8, "loads"},
+                 {p->share, 4, "share"},
+                 {p->gathered, 8, "gathered"},
+                 {p->counter, bytes_of(p->counter_dtype), "counter"}};
+    for (size_t i = 0; i < sizeof array / sizeof array[0]; i++)
+        LPLB_TRY(check_aligned(array[i].at, array[i].bytes, array[i].name));
     return LPLB_OK;
 }
 
@@ -39,7 +81,7 @@ static lplb_status check_problem(const lplb_cuda_problem *problem) {
     if (problem->counter && problem->counter_dtype != LPLB_INT32 &&
         problem->counter_dtype != LPLB_INT64)
         return LPLB_FAIL(LPLB_UNSUPPORTED, "the counter must be int32 or int64");
-    return LPLB_OK;
+    return check_arrays(problem);
 }
 
 static void put_ids(lplb__cuda_step *step, const lplb_cuda_ids *ids) {
@@ -142,18 +184,24 @@ static lplb_status launch_shared(const lplb_cuda_planner *p, lplb__cuda_step *st
 /* Checks everything, so that nothing is launched in part. ids or problem may be NULL. */
 static lplb_status prepare(const lplb_cuda_planner *p, lplb__cuda_step *step,
                            const lplb_cuda_ids *ids, const lplb_cuda_problem *problem) {
-    bool counts = step->stages & COUNT;
-    bool plans = step->stages & SOLVE;
+    if (p->started)
+        return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
+    if (problem) LPLB_TRY(check_problem(problem));
     if (problem && problem->own_counts && ids)
         return LPLB_FAIL(LPLB_INVALID, "own_counts and ids: give one of them");
     if (problem && !p->comm && (problem->own_counts || problem->gathered))
         return LPLB_FAIL(LPLB_INVALID, "own_counts and gathered are for planners with a "
                                        "communicator");
     if (ids) LPLB_TRY(check_ids(p, ids, step->stages & MAP));
-    if (problem) LPLB_TRY(check_problem(problem));
+    LPLB_TRY(check_aligned(step->split_in, sizeof(int64_t), "split"));
+    LPLB_TRY(check_aligned(step->share_in, sizeof(float), "share"));
     if (ids) put_ids(step, ids);
     if (problem) put_problem(step, problem);
-    if (step->own_counts) step->source = p->comm->config.rank;
+    if (step->own_counts) {
+        step->source = p->comm->config.rank;
+        step->stages |= COUNT;
+    }
+    bool counts = step->stages & COUNT, plans = step->stages & SOLVE;
     if (plans && !counts && !step->source_counts)
         return LPLB_FAIL(LPLB_INVALID, "source_counts is NULL: without ids there is nothing to "
                                        "plan for");
@@ -204,8 +252,7 @@ lplb_status lplb_cuda_count(lplb_cuda_planner *planner, const lplb_cuda_ids *ids
 lplb_status lplb_cuda_solve(lplb_cuda_planner *planner, const lplb_cuda_problem *problem,
                             lplb_cuda_stream stream) {
     if (!problem) return LPLB_FAIL(LPLB_INVALID, "problem is NULL");
-    return run_stages(planner, SOLVE | (problem->own_counts ? COUNT : 0), NULL, problem, NULL, NULL,
-                      stream);
+    return run_stages(planner, SOLVE, NULL, problem, NULL, NULL, stream);
 }
 
 lplb_status lplb_cuda_map(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
@@ -227,17 +274,22 @@ lplb_status lplb_cuda_map_shares(lplb_cuda_planner *planner, const lplb_cuda_ids
 
 static lplb_status start(lplb_cuda_planner *p, const lplb_cuda_ids *ids,
                          const lplb_cuda_problem *problem, cudaStream_t stream, cudaStream_t side) {
-    if (p->started)
-        return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
+    unsigned long long capture, beside;
     lplb__cuda_step step = p->step;
-    step.stages = SOLVE | (ids || problem->own_counts ? COUNT : 0);
+    step.stages = SOLVE | (ids ? COUNT : 0);
     LPLB_TRY(prepare(p, &step, ids, problem));
+    LPLB_TRY(lplb__cuda_capture_of(stream, &capture));
+    LPLB_TRY(lplb__cuda_capture_of(side, &beside));
+    if (beside && beside != capture)
+        return LPLB_FAIL(LPLB_STATE, "side is being captured, but not with stream");
     LPLB_CUDA_TRY(cudaEventRecord(p->begun, stream));
     LPLB_CUDA_TRY(cudaStreamWaitEvent(side, p->begun, 0));
     lplb_status status = launch_step(p, &step, side);
     LPLB_CUDA_TRY(cudaEventRecord(p->planned, side));
-    if (status == LPLB_OK) p->started = true;
-    else cudaStreamWaitEvent(stream, p->planned, 0); /* a capture must come together again */
+    p->started = status == LPLB_OK;
+    p->capture = capture;
+    if (!p->started)
+        cudaStreamWaitEvent(stream, p->planned, 0); /* a capture must come together again */
     return status;
 }
 
@@ -252,14 +304,29 @@ lplb_status lplb_cuda_start(lplb_cuda_planner *planner, const lplb_cuda_ids *ids
     return status;
 }
 
+/* A wait across the border of a capture would end that capture, so it is refused before. */
+static lplb_status join(lplb_cuda_planner *p, cudaStream_t stream) {
+    unsigned long long capture;
+    if (!p->started)
+        return LPLB_FAIL(LPLB_STATE, "no plan was started: call lplb_cuda_start first");
+    LPLB_TRY(lplb__cuda_capture_of(stream, &capture));
+    if (capture != p->capture && !p->capture)
+        return LPLB_FAIL(LPLB_STATE, "the plan was started before this capture: join it outside");
+    if (capture != p->capture) {
+        p->started = false;
+        return LPLB_FAIL(LPLB_STATE, "the plan was started in a capture that is over, or that this "
+                                     "stream has no part in, and is forgotten now: start it again");
+    }
+    lplb_status status =
+        lplb__cuda_check(cudaStreamWaitEvent(stream, p->planned, 0), "cudaStreamWaitEvent");
+    if (status == LPLB_OK || p->capture) p->started = false;
+    return status;
+}
+
 lplb_status lplb_cuda_join(lplb_cuda_planner *planner, lplb_cuda_stream stream) {
     lplb__cuda_scope scope;
     LPLB_TRY(lplb__cuda_enter(planner, &scope));
-    lplb_status status =
-        planner->started ? lplb__cuda_check(cudaStreamWaitEvent(stream, planner->planned, 0),
-                                            "cudaStreamWaitEvent")
-                         : LPLB_FAIL(LPLB_STATE, "no plan was started: call lplb_cuda_start first");
-    if (status == LPLB_OK) planner->started = false;
+    lplb_status status = join(planner, stream);
     lplb__cuda_leave(&scope);
     return status;
 }

@@ -44,7 +44,44 @@ lplb_status lplb__cuda_not_captured(cudaStream_t stream, const char *what) {
     return LPLB_FAIL(LPLB_STATE, "%s cannot be captured into a graph; call it outside", what);
 }
 
+lplb_status lplb__cuda_capture_of(cudaStream_t stream, unsigned long long *capture) {
+    enum cudaStreamCaptureStatus status;
+#if CUDART_VERSION >= 13000
+    LPLB_CUDA_TRY(cudaStreamGetCaptureInfo(stream, &status, capture, NULL, NULL, NULL, NULL));
+#else
+    LPLB_CUDA_TRY(cudaStreamGetCaptureInfo_v2(stream, &status, capture, NULL, NULL, NULL));
+#endif
+    if (status != cudaStreamCaptureStatusActive) *capture = 0;
+    return LPLB_OK;
+}
+
+/* What allocates or waits while another stream is captured would end that capture, so this thread
+ * says that it has nothing to do with it. Returns what to go back to. */
+static enum cudaStreamCaptureMode leave_captures(void) {
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return mode;
+}
+static void enter_captures(enum cudaStreamCaptureMode mode) {
+    cudaThreadExchangeStreamCaptureMode(&mode);
+}
+
 /* ---- making ---- */
+
+/* What would be ignored was meant for something else. */
+static lplb_status check_unused(const lplb_cuda_config *c) {
+    const lplb_ipm_options *ipm = &c->ipm;
+    if (!c->locality && (c->source_rank || c->node))
+        return LPLB_FAIL(LPLB_INVALID, "%s is for locality, which is 0",
+                         c->source_rank ? "source_rank" : "node");
+    if (c->solver != LPLB_SOLVER_IPM &&
+        (ipm->iterations != 0 || ipm->tolerance != 0 || ipm->step != 0 || ipm->published != 0))
+        return LPLB_FAIL(LPLB_INVALID, "ipm is for the solver ipm, not for %s",
+                         lplb_solver_name(c->solver));
+    if (c->solver == LPLB_SOLVER_EVEN && c->reuse > 0)
+        return LPLB_FAIL(LPLB_INVALID, "reuse %g: the solver even has no plan to keep", c->reuse);
+    return LPLB_OK;
+}
 
 static lplb_status check_config(const lplb_cuda_config *c) {
     if (c->struct_size != sizeof(lplb_cuda_config))
@@ -73,7 +110,7 @@ static lplb_status check_config(const lplb_cuda_config *c) {
         return LPLB_FAIL(LPLB_RANGE, "max_ids %lld is outside [0, %d]", (long long)c->max_ids,
                          MOST_IDS);
     if (c->n_sms < 0) return LPLB_FAIL(LPLB_RANGE, "n_sms %d; 0 for all, or more", c->n_sms);
-    return LPLB_OK;
+    return check_unused(c);
 }
 
 static lplb_status check_device(int32_t device) {
@@ -92,6 +129,13 @@ static lplb_status check_device(int32_t device) {
 }
 
 static lplb_status read_device(int32_t device, int *sms, int *shared_bytes) {
+    int together;
+    LPLB_CUDA_TRY(cudaDeviceGetAttribute(&together, cudaDevAttrCooperativeLaunch, device));
+    if (!together)
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "device %d has no cooperative launches, by which the "
+                         "blocks of a step run together",
+                         device);
     LPLB_CUDA_TRY(cudaDeviceGetAttribute(sms, cudaDevAttrMultiProcessorCount, device));
     LPLB_CUDA_TRY(
         cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -140,9 +184,13 @@ static lplb_status measure_room(lplb_cuda_planner *p, int sms, int shared_bytes,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
                                                                 p->step.shared.bytes));
+    if (blocks_per_sm < 1)
+        return LPLB_FAIL(LPLB_UNSUPPORTED,
+                         "a block of %d threads with %u bytes of shared memory does not fit a "
+                         "multiprocessor of this device",
+                         p->threads, p->step.shared.bytes);
     p->most_blocks = n_sms > 0 && n_sms < sms ? n_sms : sms;
     if (p->most_blocks > LPLB__CUDA_MAX_BLOCKS) p->most_blocks = LPLB__CUDA_MAX_BLOCKS;
-    if (blocks_per_sm < 1) p->most_blocks = 1;
     return LPLB_OK;
 }
 
@@ -191,12 +239,12 @@ static uint32_t hash_bytes(uint32_t hash, const void *data, size_t bytes) {
     return hash;
 }
 
-static lplb_status fill_tables(lplb_cuda_planner *p, const lplb_placement *placement,
-                               int32_t layer) {
+static lplb_status fill_tables(const lplb_cuda_planner *p, const lplb_placement *placement,
+                               int32_t layer, unsigned char *block) {
     const lplb__cuda_tables *tables = &p->step.tables;
-    lplb__cuda_header *header = (lplb__cuda_header *)p->staging;
-    LPLB_TRY(lplb__cuda_build_tables(tables, placement, layer, p->speed, p->staging));
-    header->tag = (int32_t)hash_bytes(p->options_tag, p->staging, tables->bytes);
+    lplb__cuda_header *header = (lplb__cuda_header *)block;
+    LPLB_TRY(lplb__cuda_build_tables(tables, placement, layer, p->speed, block));
+    header->tag = (int32_t)hash_bytes(p->options_tag, block, tables->bytes);
     return LPLB_OK;
 }
 
@@ -218,8 +266,9 @@ static uint32_t hash_options(const lplb_cuda_planner *p) {
     return hash_bytes(hash, number, sizeof number);
 }
 
-static lplb_status send_tables(lplb_cuda_planner *p, cudaStream_t stream) {
-    LPLB_CUDA_TRY(cudaMemcpyAsync((void *)p->step.block, p->staging, p->step.tables.bytes,
+static lplb_status send_tables(lplb_cuda_planner *p, const unsigned char *block,
+                               cudaStream_t stream) {
+    LPLB_CUDA_TRY(cudaMemcpyAsync((void *)p->step.block, block, p->step.tables.bytes,
                                   cudaMemcpyHostToDevice, stream));
     LPLB_CUDA_TRY(cudaEventRecord(p->staged, stream));
     return LPLB_OK;
@@ -235,14 +284,15 @@ static lplb_status make(lplb_cuda_planner *p, const lplb_cuda_config *c) {
         memcpy(p->speed, c->speed, (size_t)s->ranks * sizeof *p->speed);
     }
     LPLB_CUDA_TRY(cudaMallocHost((void **)&p->staging, s->tables.bytes));
+    LPLB_CUDA_TRY(cudaMallocHost((void **)&p->next, s->tables.bytes));
     LPLB_TRY(lplb__cuda_local_init(p, c));
     p->options_tag = hash_options(p);
-    LPLB_TRY(fill_tables(p, c->placement, c->layer));
+    LPLB_TRY(fill_tables(p, c->placement, c->layer, p->staging));
     LPLB_TRY(choose_threads(p, shared_bytes));
     LPLB_TRY(measure_room(p, sms, shared_bytes, c->n_sms));
     if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_init(p, shared_bytes));
     LPLB_TRY(allocate(p));
-    LPLB_TRY(send_tables(p, p->stream));
+    LPLB_TRY(send_tables(p, p->staging, p->stream));
     if (p->local.n)
         LPLB_CUDA_TRY(cudaMemcpyAsync((void *)s->local.source_rank, p->local.numbers,
                                       (size_t)p->local.n * sizeof(int32_t), cudaMemcpyHostToDevice,
@@ -255,6 +305,7 @@ static void release(lplb_cuda_planner *p) {
     if (p->stream) cudaStreamSynchronize(p->stream);
     cudaFree(p->memory);
     if (p->staging) cudaFreeHost(p->staging);
+    if (p->next) cudaFreeHost(p->next);
     if (p->stream) cudaStreamDestroy(p->stream);
     cudaEvent_t events[] = {p->staged, p->begun, p->planned};
     for (int i = 0; i < 3; i++)
@@ -265,16 +316,8 @@ static void release(lplb_cuda_planner *p) {
     lplb__free(p);
 }
 
-/* Allocation and waiting, of which another thread's capture must take no notice. */
-static lplb_status make_uncaptured(lplb_cuda_planner *p, const lplb_cuda_config *config) {
-    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    LPLB_CUDA_TRY(cudaThreadExchangeStreamCaptureMode(&mode));
-    lplb_status status = make(p, config);
-    cudaThreadExchangeStreamCaptureMode(&mode);
-    return status;
-}
-
 lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_planner **out) {
+    if (!config || !out) return LPLB_FAIL(LPLB_INVALID, "config and out must be given");
     *out = NULL;
     LPLB_TRY(check_config(config));
     LPLB_TRY(check_device(config->device));
@@ -298,8 +341,10 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
     lplb__cuda_scope scope = {0, 0};
     lplb_status status = lplb__cuda_enter(p, &scope);
     if (status == LPLB_OK) {
-        status = make_uncaptured(p, config);
+        enum cudaStreamCaptureMode mode = leave_captures();
+        status = make(p, config);
         if (status != LPLB_OK) release(p);
+        enter_captures(mode);
         lplb__cuda_leave(&scope);
     } else {
         lplb__free(p);
@@ -310,22 +355,27 @@ lplb_status lplb_cuda_planner_create(const lplb_cuda_config *config, lplb_cuda_p
 
 void lplb_cuda_planner_destroy(lplb_cuda_planner *planner) {
     lplb__cuda_scope scope;
-    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     if (!planner || lplb__cuda_enter(planner, &scope) != LPLB_OK) return;
-    cudaThreadExchangeStreamCaptureMode(&mode);
+    enum cudaStreamCaptureMode mode = leave_captures();
     release(planner);
-    cudaThreadExchangeStreamCaptureMode(&mode);
+    enter_captures(mode);
     lplb__cuda_leave(&scope);
 }
 
-int64_t lplb_cuda_planner_bytes(const lplb_cuda_planner *planner) { return planner->bytes; }
+int64_t lplb_cuda_planner_bytes(const lplb_cuda_planner *planner) {
+    return planner ? planner->bytes : 0;
+}
 
 /* ---- changing ---- */
 
 static lplb_status update(lplb_cuda_planner *p, const lplb_placement *placement, int32_t layer,
                           cudaStream_t stream) {
     const lplb__cuda_step *s = &p->step;
+    unsigned char *next = p->next;
+    if (!placement) return LPLB_FAIL(LPLB_INVALID, "the placement is NULL");
     LPLB_TRY(lplb__cuda_not_captured(stream, "a change of the placement"));
+    if (p->started)
+        return LPLB_FAIL(LPLB_STATE, "a plan was started and not joined: call lplb_cuda_join");
     if (placement->experts != s->experts || placement->slots != s->slots ||
         placement->ranks != s->ranks)
         return LPLB_FAIL(LPLB_INVALID,
@@ -333,10 +383,13 @@ static lplb_status update(lplb_cuda_planner *p, const lplb_placement *placement,
                          "%d, %d, %d",
                          s->experts, s->slots, s->ranks, placement->experts, placement->slots,
                          placement->ranks);
-    LPLB_CUDA_TRY(cudaEventSynchronize(p->staged)); /* the tables before have left */
-    LPLB_TRY(fill_tables(p, placement, layer));
-    if (s->solver == LPLB_SOLVER_IPM) LPLB_TRY(lplb__cuda_ipm_check(p));
-    LPLB_TRY(send_tables(p, stream));
+    LPLB_CUDA_TRY(cudaEventSynchronize(p->staged)); /* all tables before have left */
+    LPLB_TRY(fill_tables(p, placement, layer, next));
+    if (s->solver == LPLB_SOLVER_IPM)
+        LPLB_TRY(lplb__cuda_ipm_check(p, (const lplb__cuda_header *)next));
+    LPLB_TRY(send_tables(p, next, stream));
+    p->next = p->staging;
+    p->staging = next;
     LPLB_CUDA_TRY(cudaMemsetAsync(&s->memory->cached, 0, sizeof s->memory->cached, stream));
     return LPLB_OK;
 }
@@ -345,7 +398,9 @@ lplb_status lplb_cuda_planner_update(lplb_cuda_planner *planner, const lplb_plac
                                      int32_t layer, lplb_cuda_stream stream) {
     lplb__cuda_scope scope;
     LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    enum cudaStreamCaptureMode mode = leave_captures();
     lplb_status status = update(planner, placement, layer, stream);
+    enter_captures(mode);
     lplb__cuda_leave(&scope);
     return status;
 }
@@ -353,7 +408,7 @@ lplb_status lplb_cuda_planner_update(lplb_cuda_planner *planner, const lplb_plac
 /* ---- the report ---- */
 
 const lplb_cuda_report *lplb_cuda_report_address(const lplb_cuda_planner *planner) {
-    return &planner->step.memory->report;
+    return planner ? &planner->step.memory->report : NULL;
 }
 
 static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_cuda_report *out) {
@@ -367,8 +422,11 @@ static lplb_status read_report(lplb_cuda_planner *p, cudaStream_t stream, lplb_c
 lplb_status lplb_cuda_report_read(lplb_cuda_planner *planner, lplb_cuda_stream stream,
                                   lplb_cuda_report *out) {
     lplb__cuda_scope scope;
+    if (!out) return LPLB_FAIL(LPLB_INVALID, "out is NULL");
     LPLB_TRY(lplb__cuda_enter(planner, &scope));
+    enum cudaStreamCaptureMode mode = leave_captures();
     lplb_status status = read_report(planner, stream, out);
+    enter_captures(mode);
     lplb__cuda_leave(&scope);
     return status;
 }
@@ -393,6 +451,7 @@ static lplb_status range_status(long long detail) {
 }
 
 lplb_status lplb_cuda_report_status(const lplb_cuda_report *report) {
+    if (!report) return LPLB_FAIL(LPLB_INVALID, "report is NULL");
     lplb_status code = (lplb_status) - (int)(report->error >> 56);
     long long detail = (long long)(LPLB_CUDA_DETAIL_MASK - (report->error & LPLB_CUDA_DETAIL_MASK));
     if (report->error == 0) return LPLB_OK;

@@ -31,12 +31,15 @@ struct lplb_cuda_planner {
     } local;
     unsigned char *memory; /* device */
     int64_t bytes;
-    unsigned char *staging; /* pinned: tables on their way to the device */
-    cudaStream_t stream;    /* for making and reading; never for steps */
+    /* Pinned: the tables that the device has or is about to have, and room for the next ones, so
+     * that those which are refused leave no trace. */
+    unsigned char *staging, *next;
+    cudaStream_t stream; /* for making and reading; never for steps */
     cudaEvent_t staged, begun, planned;
-    bool started;
-    lplb_cuda_comm *comm; /* or NULL */
-    uint32_t options_tag; /* of what the tables do not hold */
+    bool started;               /* a plan, and not yet joined */
+    unsigned long long capture; /* in which it was; 0 = none */
+    lplb_cuda_comm *comm;       /* or NULL */
+    uint32_t options_tag;       /* of what the tables do not hold */
 };
 
 /* The device of the planner for as long as a call lasts. */
@@ -53,6 +56,9 @@ lplb_status lplb__cuda_check(cudaError_t error, const char *what);
 
 /* LPLB_STATE if the stream is being captured. */
 lplb_status lplb__cuda_not_captured(cudaStream_t stream, const char *what);
+
+/* The number of the stream's capture, 0 = none. */
+lplb_status lplb__cuda_capture_of(cudaStream_t stream, unsigned long long *capture);
 
 /* What ranks that share counts must have alike. */
 lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *tag);
@@ -80,11 +86,10 @@ void lplb__cuda_local_place(lplb_cuda_planner *planner, const int32_t *numbers);
 
 /* ---- ipm.c ---- */
 
-/* Options, and the kernel's shared memory for the largest shape. The tables are in the staging
- * memory. */
+/* Options, and the kernel's shared memory for the largest shape. */
 lplb_status lplb__cuda_ipm_init(lplb_cuda_planner *planner, int shared_bytes);
-/* Whether the tables in the staging memory are for it. */
-lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *planner);
+/* Whether the tables with this header are for it. */
+lplb_status lplb__cuda_ipm_check(const lplb_cuda_planner *planner, const lplb__cuda_header *header);
 /* A step that plans by it: count, plan and map, as far as the step's stages say. */
 lplb_status lplb__cuda_ipm_launch(const lplb_cuda_planner *planner, const lplb__cuda_step *step,
                                   cudaStream_t stream);

@@ -74,6 +74,10 @@ typedef struct scene {
     int32_t ipm;        /* nonzero: with the interior-point method */
     int32_t moves;      /* rank that has another placement in the last but one step; -1 = none */
     int32_t apart;      /* nonzero: planned beside the stream, then mapped */
+    int32_t twins;      /* nonzero: two planners, by turns, with one communicator */
+    int32_t unfit;      /* rank that asks for what there is not; -1 = none */
+    int32_t no_device;  /* nonzero: that is a device, else a number of experts */
+    double reuse;       /* of the plan cache */
     int64_t timeout_ns; /* 0 = default */
     meeting all;
     lplb_placement *placement, *other;
@@ -86,6 +90,8 @@ typedef struct actor {
     int64_t ids[8][MOST_IDS], n[8];
     int64_t out[8][MOST_IDS];
     lplb_status status[8], agreed, state, created, planned;
+    int32_t reused[8];
+    char message[256]; /* of created */
 } actor;
 
 /* Uneven and now and then none. */
@@ -133,7 +139,8 @@ static void run_apart(const actor *a, lplb_cuda_planner *planner, const lplb_cud
     gpu_free(split);
 }
 
-static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm) {
+static void run_steps(actor *a, lplb_cuda_planner *const *planners, lplb_cuda_comm *comm) {
+    lplb_cuda_planner *planner = planners[0];
     cudaStream_t stream;
     cudaGraphExec_t exec = NULL;
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -152,6 +159,7 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
     for (int32_t step = 0; step < a->s->steps; step++) {
         if (step == a->s->steps - (a->s->lacks ? a->s->lacks : 1) && a->m.rank == a->s->leaves)
             break;
+        planner = planners[a->s->twins ? step % 2 : 0];
         gpu_put(ids, a->ids[step], MOST_IDS, 8);
         gpu_put(tokens, &a->n[step], 1, 8);
         if (step == a->s->steps - 2 && a->m.rank == a->s->moves)
@@ -164,6 +172,7 @@ static void run_steps(actor *a, lplb_cuda_planner *planner, lplb_cuda_comm *comm
         lplb_cuda_report report;
         OK(lplb_cuda_report_read(planner, stream, &report));
         a->status[step] = lplb_cuda_report_status(&report);
+        a->reused[step] = report.reused;
         OK(lplb_cuda_report_clear(planner, stream));
         gpu_fetch(a->out[step], out, MOST_IDS, 8);
     }
@@ -207,7 +216,7 @@ static void ranks_of_sources(const scene *s, int32_t *rank) {
 static void *act(void *argument) {
     actor *a = argument;
     lplb_cuda_comm *comm = NULL;
-    lplb_cuda_planner *planner = NULL;
+    lplb_cuda_planner *planner = NULL, *twin = NULL;
     lplb_cuda_comm_config config = {.struct_size = sizeof config,
                                     .rank = a->m.rank,
                                     .ranks = a->s->ranks,
@@ -224,13 +233,16 @@ static void *act(void *argument) {
         config.abort = abort_own;
         config.gather_state = &own;
     }
+    if (a->m.rank == a->s->unfit) *(a->s->no_device ? &config.device : &config.experts) = -7;
     a->created = lplb_cuda_comm_create(&config, &comm);
+    snprintf(a->message, sizeof a->message, "%s", lplb_error_message());
     if (a->created != LPLB_OK) return NULL;
     int32_t rank[MOST_RANKS];
     ranks_of_sources(a->s, rank);
     lplb_cuda_config options = {.struct_size = sizeof options,
                                 .sources = a->s->ranks,
-                                .source_rank = rank,
+                                .source_rank = a->s->local ? rank : NULL,
+                                .reuse = a->s->reuse,
                                 .locality = a->s->local,
                                 .placement = a->s->placement,
                                 .solver = a->m.rank == a->s->disagrees ? LPLB_SOLVER_EVEN
@@ -245,8 +257,10 @@ static void *act(void *argument) {
         return NULL;
     }
     a->agreed = lplb_cuda_comm_agree(comm, planner);
-    if (a->agreed == LPLB_OK) share_counts(a, planner);
-    run_steps(a, planner, comm);
+    if (a->agreed == LPLB_OK && !a->s->reuse) share_counts(a, planner);
+    if (a->s->twins) OK(lplb_cuda_planner_create(&options, &twin));
+    run_steps(a, (lplb_cuda_planner *const[]){planner, twin}, comm);
+    lplb_cuda_planner_destroy(twin);
     lplb_cuda_planner_destroy(planner);
     pthread_barrier_wait(&a->s->all.barrier);
     lplb_cuda_comm_destroy(comm);
@@ -393,6 +407,7 @@ static scene make_scene(const char *shape, int32_t ranks, lplb_cuda_transport tr
                    .steps = 5,
                    .leaves = -1,
                    .moves = -1,
+                   .unfit = -1,
                    .disagrees = -1};
 }
 
@@ -435,14 +450,34 @@ static void test_ways(void) {
     }
 }
 
+/* A scene in which a rank leaves. The steps before that must go well, so the timeout grows until
+ * the machine, whatever else it does, is fast enough. */
+static actor *play_loss(scene *s) {
+    for (s->timeout_ns = 300000000;; s->timeout_ns *= 4) {
+        int32_t late = 0, before = s->steps - (s->lacks ? s->lacks : 1);
+        actor *actors = play(s);
+        for (int32_t r = 0; r < s->ranks; r++)
+            for (int32_t step = 0; step < before; step++)
+                late +=
+                    actors[r].status[step] == LPLB_TIMEOUT || actors[r].status[step] == LPLB_REMOTE;
+        if (!late) return actors;
+        CHECK(s->timeout_ns < 20000000000, "%s: steps before the loss were late",
+              lplb_cuda_transport_name(s->transport));
+        if (s->timeout_ns >= 20000000000) return actors;
+        strike(s, actors);
+    }
+}
+
 /* A missing rank: the others get an error in time, valid ids, and a dead communicator. */
 static void test_lost_rank(void) {
     for (int way = 0; way < N_WAYS; way++) {
         scene s = scene_of_way(way);
         s.leaves = 1;
-        s.timeout_ns = 300000000;
-        actor *actors = play(&s);
+        actor *actors = play_loss(&s);
         for (int32_t r = 0; r < s.ranks; r++) {
+            for (int32_t step = 0; step < s.steps - 1; step++)
+                CHECK(actors[r].status[step] == LPLB_OK, "way %d, rank %d, step %d: %d", way, r,
+                      step, (int)actors[r].status[step]);
             if (r == s.leaves) continue;
             lplb_status last = actors[r].status[s.steps - 1];
             CHECK(last == LPLB_TIMEOUT || last == LPLB_REMOTE, "way %d, rank %d: %d", way, r,
@@ -462,8 +497,7 @@ static void test_steps_after_a_loss(void) {
         s.leaves = s.ranks - 1;
         s.steps = 6;
         s.lacks = 3; /* steps */
-        s.timeout_ns = 300000000;
-        actor *actors = play(&s);
+        actor *actors = play_loss(&s);
         for (int32_t r = 0; r < s.ranks - 1; r++)
             for (int32_t step = s.steps - s.lacks; step < s.steps; step++) {
                 lplb_status status = actors[r].status[step];
@@ -473,6 +507,45 @@ static void test_steps_after_a_loss(void) {
             }
         strike(&s, actors);
     }
+}
+
+/* Planners that share a communicator, and the plan cache with one: all ranks decide alike. */
+static void test_twins_and_reuse(void) {
+    for (int way = 0; way < N_WAYS; way++) {
+        scene s = scene_of_way(way);
+        s.twins = 1;
+        play_well(s);
+        s.reuse = 2; /* whatever comes is near enough */
+        actor *actors = play(&s);
+        for (int32_t r = 0; r < s.ranks; r++)
+            for (int32_t step = 0; step < s.steps; step++) {
+                CHECK(actors[r].status[step] == LPLB_OK && actors[r].reused[step] == (step >= 2),
+                      "way %d, rank %d, step %d: %d, reused %d", way, r, step,
+                      (int)actors[r].status[step], actors[r].reused[step]);
+                check_valid(&s, &actors[r], step);
+            }
+        for (int32_t step = 0; step < 2; step++) check_step(&s, actors, step);
+        strike(&s, actors);
+    }
+}
+
+/* A rank that is refused tells the others, who would else wait for it. */
+static void test_unfit_rank(void) {
+    for (int way = 0; way < N_WAYS; way++)
+        for (int32_t device = 0; device < 2; device++) {
+            scene s = scene_of_way(way);
+            s.unfit = 1;
+            s.no_device = device;
+            actor *actors = play(&s);
+            for (int32_t r = 0; r < s.ranks; r++) {
+                const char *part = r != s.unfit ? "rank 1 cannot prepare"
+                                   : device     ? "cuda"
+                                                : "-7 experts";
+                CHECK(actors[r].created != LPLB_OK && strstr(actors[r].message, part),
+                      "way %d, rank %d: %d, %s", way, r, (int)actors[r].created, actors[r].message);
+            }
+            strike(&s, actors);
+        }
 }
 
 /* Told at creation, and in every step; nothing dies of it. */
@@ -562,9 +635,13 @@ static void test_refusals(void) {
         CHECK(actors[r].planned == LPLB_UNSUPPORTED, "ipm with p2p: %d", (int)actors[r].planned);
     strike(&ipm, actors);
     lplb_cuda_comm *comm;
-    lplb_cuda_comm_config config = {.struct_size = sizeof config, .ranks = 1, .experts = 8};
+    member own = {&ipm.all, 0};
+    lplb_cuda_comm_config config = {
+        .struct_size = sizeof config, .ranks = 1, .experts = 8, .state = &own};
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID && !comm, "no exchange");
     config.exchange = exchange;
+    ipm.all.ranks = 1;
+    pthread_barrier_init(&ipm.all.barrier, NULL, 1);
     config.transport = LPLB_CUDA_TRANSPORT_CUSTOM;
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID, "no all-gather");
     config.transport = LPLB_CUDA_TRANSPORT_NCCL;
@@ -574,6 +651,11 @@ static void test_refusals(void) {
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_RANGE, "rank");
     config.struct_size = 1;
     CHECK(lplb_cuda_comm_create(&config, &comm) == LPLB_INVALID, "size");
+    pthread_barrier_destroy(&ipm.all.barrier);
+    CHECK(lplb_cuda_comm_create(NULL, &comm) == LPLB_INVALID, "no config");
+    CHECK(lplb_cuda_comm_create(&config, NULL) == LPLB_INVALID, "no out");
+    CHECK(lplb_cuda_comm_agree(NULL, NULL) == LPLB_INVALID, "nobody agrees");
+    CHECK(lplb_cuda_comm_state(NULL) == LPLB_INVALID, "no state");
     lplb_cuda_comm_destroy(NULL);
 }
 
@@ -583,6 +665,8 @@ int main(int argc, char **argv) {
                               {"ways", test_ways},
                               {"lost_rank", test_lost_rank},
                               {"steps_after_a_loss", test_steps_after_a_loss},
+                              {"twins_and_reuse", test_twins_and_reuse},
+                              {"unfit_rank", test_unfit_rank},
                               {"other_placement", test_other_placement},
                               {"disagreement", test_disagreement},
                               {"refusals", test_refusals},

@@ -108,6 +108,11 @@ def test_planners_grow(device):
     assert step.config.max_ids == 1 << 17
     planner.run(torch.zeros(200000, dtype=torch.int64))
     assert step.config.max_ids == 1 << 18 and len(step._handles) == 2
+    bad = torch.full((4,), 64)  # as a graph that was captured before would replay it
+    step._ids.ids, step._ids.out, step._ids.n, step._n = bad.data_ptr(), bad.data_ptr(), 4, -1
+    assert step.lib.lplb_cuda_run(step._handles[0], step._ids_at, step._problem_at, 0) == 0
+    assert planner.last_status.outcome == "failed"
+    assert planner.last_status == lplb.Status("optimal")  # it was told
     device.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     planner.run(few)
     with pytest.raises(lplb.InputError, match="before the capture"):
@@ -152,6 +157,10 @@ def test_three_steps_are_those_of_the_cpu(device, redundant):
     want, want_by_sm = cpu.count_workload(ids, 132)
     assert counts.dtype == by_sm.dtype == torch.int32
     assert (counts.numpy() == want).all() and (by_sm.numpy() == want_by_sm).all()
+    no_experts = torch.from_numpy(np.where(np.arange(ids.size).reshape(ids.shape) % 5, ids, 999))
+    counts_of_few, _ = gpu.count_workload(no_experts, 132)
+    few = ids.reshape(-1)[np.arange(ids.size) % 5 != 0]
+    assert (counts_of_few.numpy() == np.bincount(few[few >= 0], minlength=experts)).all()
     counter = torch.zeros((), dtype=torch.int32)
     share, total = gpu.solve_probs(counts, counter)
     want_share, want_total = cpu.solve_probs(want)

@@ -20,7 +20,8 @@ static std::atomic<int> shared_bytes_of_block{227 << 10};
 
 struct captured_work {
     std::vector<std::function<void()>> work;
-    bool active;
+    unsigned long long id;
+    bool active, invalid;
 };
 
 struct emulated_graph {
@@ -38,7 +39,23 @@ static bool is_captured(cudaStream_t stream) {
     return stream && stream->capture && stream->capture->active;
 }
 
+/* ---- what must not be done while something is captured ---- */
+
+static std::mutex global_lock;
+static std::vector<std::shared_ptr<captured_work>> global_captures; /* of mode global, all threads */
+static thread_local enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
+/* Allocating and waiting end the captures of mode global that go on, in whatever thread, unless the
+ * caller's thread is relaxed. */
+static cudaError_t unsafe_call() {
+    std::lock_guard<std::mutex> guard(global_lock);
+    if (thread_mode == cudaStreamCaptureModeRelaxed || global_captures.empty()) return cudaSuccess;
+    for (auto &capture : global_captures) capture->invalid = true;
+    return cudaErrorStreamCaptureUnsupported;
+}
+
 static cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
+    if (is_captured(stream) && stream->capture->invalid) return cudaErrorStreamCaptureInvalidated;
     if (is_captured(stream)) stream->capture->work.push_back(work);
     else work();
     return cudaSuccess;
@@ -57,9 +74,11 @@ cudaError_t cudaGetDevice(int *device) {
     *device = 0;
     return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
-    const int values[] = {SMS, shared_bytes_of_block};
+    const int values[] = {SMS, shared_bytes_of_block, 1};
     *value = values[attribute];
     return cudaSuccess;
 }
@@ -105,12 +124,14 @@ cudaError_t cudaIpcOpenMemHandle(void **, cudaIpcMemHandle_t, unsigned) {
 cudaError_t cudaIpcCloseMemHandle(void *) { return cudaSuccess; }
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
+    if (cudaError_t error = unsafe_call()) return error;
     *pointer = malloc(bytes ? bytes : 1);
     if (*pointer) memset(*pointer, 0x5a, bytes);
     return *pointer ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaMallocHost(void **pointer, size_t bytes) { return cudaMalloc(pointer, bytes); }
 cudaError_t cudaFree(void *pointer) {
+    if (cudaError_t error = unsafe_call()) return error;
     free(pointer);
     return cudaSuccess;
 }
@@ -139,31 +160,52 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return is_captured(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+    if (!is_captured(stream)) return unsafe_call();
+    stream->capture->invalid = true;
+    return cudaErrorStreamCaptureUnsupported;
 }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize(void) { return unsafe_call(); }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
-    *status = is_captured(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    *status = !is_captured(stream)      ? cudaStreamCaptureStatusNone
+              : stream->capture->invalid ? cudaStreamCaptureStatusInvalidated
+                                         : cudaStreamCaptureStatusActive;
     return cudaSuccess;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode) {
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status,
+                                     unsigned long long *id, cudaGraph_t *,
+                                     const cudaGraphNode_t **, const cudaGraphEdgeData **,
+                                     size_t *) {
+    cudaStreamIsCapturing(stream, status);
+    if (*status == cudaStreamCaptureStatusActive) *id = stream->capture->id;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+    static std::atomic<unsigned long long> last;
     stream->capture = std::make_shared<captured_work>();
+    stream->capture->id = ++last;
     stream->capture->active = true;
     stream->origin = true;
+    std::lock_guard<std::mutex> guard(global_lock);
+    if (mode == cudaStreamCaptureModeGlobal) global_captures.push_back(stream->capture);
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     if (!stream->origin) return cudaErrorInvalidValue;
-    stream->capture->active = false;
-    *graph = new emulated_graph{stream->capture};
+    std::shared_ptr<captured_work> capture = stream->capture;
+    capture->active = false;
     stream->capture = NULL;
     stream->origin = false;
+    *graph = NULL;
+    std::lock_guard<std::mutex> guard(global_lock);
+    for (size_t i = 0; i < global_captures.size(); i++)
+        if (global_captures[i] == capture) global_captures.erase(global_captures.begin() + (long)i);
+    if (capture->invalid) return cudaErrorStreamCaptureInvalidated;
+    *graph = new emulated_graph{capture};
     return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
-    static thread_local enum cudaStreamCaptureMode present = cudaStreamCaptureModeGlobal;
-    enum cudaStreamCaptureMode before = present;
-    present = *mode;
+    enum cudaStreamCaptureMode before = thread_mode;
+    thread_mode = *mode;
     *mode = before;
     return cudaSuccess;
 }
@@ -190,11 +232,17 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    event->capture = stream ? stream->capture : NULL;
+    event->capture = is_captured(stream) ? stream->capture : NULL;
     return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return unsafe_call(); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (event->capture && !event->capture->active) return cudaErrorCapturedEvent;
+    if (is_captured(stream) && event->capture != stream->capture) {
+        stream->capture->invalid = true; /* it would depend on what is none of its graph */
+        if (event->capture) event->capture->invalid = true;
+        return cudaErrorStreamCaptureIsolation;
+    }
     if (event->capture && stream) stream->capture = event->capture; /* it joins */
     return cudaSuccess;
 }
