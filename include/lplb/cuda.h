@@ -7,8 +7,11 @@
  * no synchronisation, no use of the default stream; all of it may be captured into a graph. What
  * goes wrong on the device lands in the planner's report and never stops the stream.
  *
- * Pointers marked "device" must be readable (or writable) by the planner's device. One step of a
- * planner at a time: steps on several streams must be ordered by events. */
+ * Pointers marked "device" must be readable (or writable) by the planner's device, and aligned to
+ * their elements. One step of a planner at a time: steps on several streams must be ordered by
+ * events. struct_size must be this header's sizeof, exactly, until version 1.0: another one is
+ * refused with both sizes. What would be ignored is refused, too: a field that its solver, or
+ * locality = 0, does not use must stay 0. */
 #ifndef LPLB_CUDA_H
 #define LPLB_CUDA_H
 
@@ -62,7 +65,8 @@ LPLB_API int64_t lplb_cuda_planner_bytes(const lplb_cuda_planner *planner);
 
 /* Replaces the placement for the steps that follow in the stream, those of graphs captured before
  * included. Same numbers of experts, slots and ranks. Not to be captured: LPLB_STATE, and the
- * capture goes on unharmed. */
+ * capture goes on unharmed. Allocates on the host; waits for the update before, if that is still on
+ * its way. A placement that is refused changes nothing. */
 LPLB_API lplb_status lplb_cuda_planner_update(lplb_cuda_planner *planner,
                                               const lplb_placement *placement, int32_t layer,
                                               lplb_cuda_stream stream);
@@ -126,8 +130,10 @@ LPLB_API lplb_status lplb_cuda_map_shares(lplb_cuda_planner *planner, const lplb
 /* Asynchronous form: start puts lplb_cuda_count and lplb_cuda_solve of the ids (or, with ids NULL,
  * lplb_cuda_solve) on `side` after what `stream` holds so far; after join, `stream` waits for them.
  * With a communicator the counts are shared there too; what lplb_cuda_map needs then is
- * problem.gathered and problem.split. Start without a join in between is LPLB_STATE. Both may be
- * captured, in one graph. */
+ * problem.gathered and problem.split. Until join, every other step of the planner and its update
+ * are LPLB_STATE. Both may be captured, in one graph; joining a plan that was started outside the
+ * capture is LPLB_STATE and the capture goes on, and one that was started in another capture is
+ * forgotten, as the graph of an abandoned capture is. */
 LPLB_API lplb_status lplb_cuda_start(lplb_cuda_planner *planner, const lplb_cuda_ids *ids,
                                      const lplb_cuda_problem *problem, lplb_cuda_stream stream,
                                      lplb_cuda_stream side);

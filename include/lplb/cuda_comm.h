@@ -65,8 +65,10 @@ typedef struct lplb_cuda_comm_config {
     void *gather_state;
 } lplb_cuda_comm_config;
 
-/* Collective. LPLB_UNSUPPORTED on all ranks where the transport cannot work, LPLB_DISAGREE where
- * the ranks give different configurations. */
+/* Collective, also for a rank whose device or options are refused: the others get its status. Only
+ * without a sound struct_size, rank, ranks and exchange does a rank return before it has met them.
+ * LPLB_UNSUPPORTED on all ranks where the transport cannot work, LPLB_DISAGREE where the ranks give
+ * different configurations. */
 LPLB_API lplb_status lplb_cuda_comm_create(const lplb_cuda_comm_config *config,
                                            lplb_cuda_comm **out);
 /* After its planners and their graphs. Waits for the device, tells the others that this rank

@@ -42,7 +42,7 @@ static lplb_status make(const world *w, int32_t locality, lplb_cuda_planner **pl
     lplb_cuda_config config = {.struct_size = sizeof config,
                                .placement = w->placement,
                                .sources = w->sources,
-                               .source_rank = rank,
+                               .source_rank = locality ? rank : NULL,
                                .locality = locality,
                                .max_ids = w->n};
     lplb_status status = lplb_cuda_planner_create(&config, planner);
