@@ -8,10 +8,11 @@
  * goes wrong on the device lands in the planner's report and never stops the stream.
  *
  * Pointers marked "device" must be readable (or writable) by the planner's device, and aligned to
- * their elements. One step of a planner at a time: steps on several streams must be ordered by
- * events. struct_size must be this header's sizeof, exactly, until version 1.0: another one is
- * refused with both sizes. What would be ignored is refused, too: a field that its solver, or
- * locality = 0, does not use must stay 0. */
+ * their elements. Calls made while the thread's device is another one change it by cudaSetDevice,
+ * and back before they return. One step of a planner at a time: steps on several streams must be
+ * ordered by events. struct_size must be this header's sizeof, exactly, until version 1.0: another
+ * one is refused with both sizes. What would be ignored is refused, too: a field that its solver,
+ * or locality = 0, does not use must stay 0. */
 #ifndef LPLB_CUDA_H
 #define LPLB_CUDA_H
 

@@ -26,10 +26,11 @@ if [ "$kind" = sanitize ]; then
         for test in exact_cases tolerance_cases; do
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_plan" $test
         done
-        for test in run_sizes run_types run_sources pieces number_of_ids shares bad update async \
-            cache; do
+        for test in run_sizes run_types run_sources run_sms pieces number_of_ids shares bad \
+            capture update async; do
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_step" $test
         done
+        run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_cache"
         run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_lean"
         for test in converged_cases steps; do
             run compute-sanitizer --tool $tool --error-exitcode 1 "$folder/test_gpu_ipm" $test

@@ -34,8 +34,8 @@ static void run_world(const char *shape, int32_t twice, int32_t sources, int64_t
 }
 
 static void test_run_sizes(void) {
-    static const int64_t sizes[] = {0, 1, 31, 33, 1000, 2049, 5000, 17000, 40000, 300000};
-    int n = gpu_effort(100) < 100 ? 9 : 10;
+    static const int64_t sizes[] = {0, 1, 31, 33, 1000, 2049, 5000, 17000, 40000, 300000, 1300001};
+    int n = gpu_effort(100) < 100 ? 9 : 11;
     for (int i = 0; i < n; i++)
         run_world("cube4groups", 0, 1, sizes[i], LPLB_INT64, LPLB_INT64, false, 0);
 }
