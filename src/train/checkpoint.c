@@ -450,6 +450,18 @@ static lplb_status get_manager(tensor_reader *r, trainer *t, bool fits) {
     return status;
 }
 
+/* All of it is in the numbers of the trainer that wrote it. */
+static lplb_status check_precision(const tensor_reader *r) {
+    const char *theirs = NULL;
+    json_t *entry = json_object_get(r->header, "model.embed_tokens.weight");
+    if (!entry || json_unpack(entry, "{s:s}", "dtype", &theirs) || !strcmp(theirs, REAL_CODE))
+        return LPLB_OK; /* what is not there is found to be missing when it is read */
+    return LPLB_FAIL(LPLB_FORMAT,
+                     "%s has numbers of type %s, this trainer computes in %s: give the --precision "
+                     "of the run (--export and --init carry weights from one to the other)",
+                     r->path, theirs, REAL_CODE);
+}
+
 static lplb_status load_all(tensor_reader *r, trainer *t) {
     const lplb_placement *p = t->model->experts->placement;
     int64_t cells = (int64_t)p->layers * p->experts;
@@ -463,14 +475,13 @@ static lplb_status load_all(tensor_reader *r, trainer *t) {
     return get_manager(r, t, fits);
 }
 
-static lplb_status check_model(const tensor_reader *r, const trainer *t) {
+static lplb_status check_model(const tensor_reader *r, const trainer *t, const char *rule) {
     const char *theirs = tensor_metadata(r, "model");
     char ours[IDENTITY_BYTES], differences[CHANGES_BYTES] = "";
     if (!theirs) return LPLB_FAIL(LPLB_FORMAT, "%s does not say what model it is of", r->path);
     identity_model(&t->config.model, ours);
     if (!identity_differences(theirs, ours, differences, sizeof differences)) return LPLB_OK;
-    return LPLB_FAIL(LPLB_FORMAT, "%s is of another model: %s; the options must be as they were",
-                     r->path, differences);
+    return LPLB_FAIL(LPLB_FORMAT, "%s is of another model: %s; %s", r->path, differences, rule);
 }
 
 /* What decides which text comes next: with any of it changed, the run is not the one that was
@@ -534,7 +545,8 @@ lplb_status checkpoint_load(trainer *t, const char *folder, int64_t step, bool s
     tensor_reader r = {.file = NULL};
     char differs[CHANGES_BYTES] = "";
     lplb_status status = open_asked(&r, folder, &step, t->grid.world->rank == 0);
-    if (status == LPLB_OK) status = check_model(&r, t);
+    if (status == LPLB_OK) status = check_model(&r, t, "the options must be as they were");
+    if (status == LPLB_OK) status = check_precision(&r);
     if (status == LPLB_OK) status = check_run(&r, t, same_run, differs);
     status = lplb__group_agree(t->grid.world, status, where);
     if (status == LPLB_OK) status = lplb__group_agree(t->grid.world, load_all(&r, t), where);
@@ -631,7 +643,11 @@ static lplb_status check_names(const tensor_reader *r, const trainer *t) {
         bool ours = !strncmp(key, "optimizer.", 10) || !strncmp(key, "lplb.", 5) ||
                     !strcmp(key, "__metadata__") || json_object_get(known, key);
         if (!ours && status == LPLB_OK)
-            status = LPLB_FAIL(LPLB_FORMAT, "%s: this model has no place for %s", r->path, key);
+            status = LPLB_FAIL(
+                LPLB_FORMAT,
+                "%s: this model has no place for %s: the options must be those of the model "
+                "that the weights are of",
+                r->path, key);
     }
     json_decref(known);
     return status;
@@ -640,7 +656,9 @@ static lplb_status check_names(const tensor_reader *r, const trainer *t) {
 static lplb_status load_weights(tensor_reader *r, trainer *t) {
     char name[TENSOR_NAME_BYTES];
     int64_t E = t->config.model.experts;
-    if (tensor_metadata(r, "model")) LPLB_TRY(check_model(r, t));
+    if (tensor_metadata(r, "model"))
+        LPLB_TRY(
+            check_model(r, t, "--init brings weights, not the model's shape: give its options"));
     LPLB_TRY(check_names(r, t));
     LPLB_TRY(get_replicated(r, t, 1));
     LPLB_TRY(get_experts(r, t, 1));

@@ -280,6 +280,9 @@ static lplb_status share_text(run *r) {
     return corpus_split(&r->text, first, &r->held_out);
 }
 
+/* Instead of taking something from a checkpoint. */
+static bool trains(const run_options *o) { return !*o->generate && !*o->export_to; }
+
 /* Every rank must have been given the same options. */
 static lplb_status compare_options(const run *r) {
     char *text = NULL;
@@ -348,8 +351,6 @@ static lplb_status probe_output(const char *path) {
     return LPLB_OK;
 }
 
-static bool trains(const run_options *o) { return !*o->generate && !*o->export_to; }
-
 static lplb_status probe_outputs(const run_options *o) {
     if (o->plan_memory) return LPLB_OK;
     LPLB_TRY(probe_output(o->export_to));
@@ -390,7 +391,7 @@ static lplb_status open_run(run *r) {
     const run_options *o = r->options;
     lplb_status status = LPLB_OK;
     LPLB_TRY(compare_options(r));
-    if (o->trainer.mode == MODE_LPLB && r->world->size == 1)
+    if (o->trainer.mode == MODE_LPLB && r->world->size == 1 && trains(o))
         return LPLB_FAIL(LPLB_INVALID, "mode lplb balances ranks, and there is one; give --ranks 2 "
                                        "or more, or --mode none --redundant 0");
     LPLB_TRY(lplb__group_agree(r->world, r->leader ? probe_outputs(o) : LPLB_OK,

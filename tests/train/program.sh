@@ -120,7 +120,8 @@ expect 2 "not with --generate" $small --checkpoint ck --export w.safetensors --j
 expect 2 "one at a time" $small --checkpoint ck --export w.safetensors --generate line
 expect 2 "--init begins anew" $small --checkpoint ck --resume --init w.safetensors
 expect 2 "no safetensors file" $small --init text.txt --steps 3
-expect 2 "of another model" --checkpoint ck --heads 4 --generate line
+expect 2 "of another model: heads was 2 and is 4;" --checkpoint ck --heads 4 --generate line
+expect 2 "type F32, this trainer computes in F64" --checkpoint ck --precision f64 --generate line
 cp -r ck changed
 "$lplb" train $run --checkpoint changed --steps 13 --resume --resume-changed --seed 2 --json \
     >json || failed=1
@@ -128,15 +129,15 @@ grep -q '"steps":1,"step":13' json || { cat json; failed=1; }
 
 # the model is the checkpoint's, no option or text needs to be repeated; weights go out and come in
 # with the same bits
-"$lplb" train --checkpoint ck --generate "line 1" --generate-bytes 20 --text absent >again ||
-    failed=1
+"$lplb" train --checkpoint ck --generate "line 1" --generate-bytes 20 --text absent --mode lplb \
+    --redundant 2 >again || failed=1
 cmp -s text again || { echo "the model of the checkpoint writes something else"; failed=1; }
 "$lplb" train --checkpoint ck --export w.safetensors || failed=1
 "$lplb" train --ranks 2 $small --init w.safetensors --steps 3 --rate 1e-30 --min-rate 0 \
     --checkpoint begun >out || failed=1
 "$lplb" train --checkpoint begun --export again.safetensors || failed=1
 cmp -s w.safetensors again.safetensors || { echo "weights that come back are others"; failed=1; }
-expect 2 "of another model: width was 32 and is 64;" $small --width 64 --init w.safetensors
+expect 2 "width was 32 and is 64; --init brings" $small --width 64 --init w.safetensors
 
 # the newest is damaged: it and the one before are named, which is taken when asked for
 cp -r ck broken
