@@ -172,8 +172,24 @@ class Ids:
         return np.empty_like(self.array)
 
 
+def _is_memory(x: Any) -> bool:
+    """Whether numpy would look at what x holds, not at a copy."""
+    if isinstance(x, np.ndarray) or is_torch(x):
+        return True
+    if hasattr(x, "__dlpack__") or hasattr(x, "__array_interface__"):
+        return True
+    try:
+        memoryview(x)
+    except TypeError:
+        return False
+    return True
+
+
 def output_ids(out: Any, ids: Ids) -> Ids:
     """`out` as a place to write to: contiguous, writable, of idx's shape."""
+    if not _is_memory(out):
+        raise bad(f"out is a {type(out).__name__}, in which nothing could be written: give an "
+                  "array or a tensor")
     view = Ids(out, "out")
     if view.array is not out and not (isinstance(view.array, np.ndarray)
                                       and not isinstance(out, np.ndarray)):

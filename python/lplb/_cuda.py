@@ -346,6 +346,7 @@ class Step:
         self.placement, self.comm = placement, comm
         self._handles: list[c_void_p] = []
         self._counts_in = False
+        self._failure: tuple[int, c.Error | None] = (-1, None)  # the plans made before it
         self._ids = IdsStruct(struct_size=ctypes.sizeof(IdsStruct), source=source)
         n = placement.n_logical_experts
         where = _tensor_device(device)
@@ -499,20 +500,27 @@ class Step:
         check(self.lib.lplb_cuda_map_shares(self._handle, self._ids_at, share.data_ptr(),
                                             current_stream(self.device)))
 
-    def report(self) -> tuple[Report, c.Error | None]:
+    def report(self, look: bool = False) -> tuple[Report, c.Error | None]:
         """What the device wrote, and an error, which is then forgotten; waits for the stream.
 
-        The error may be of a planner that only graphs of before it grew still use.
+        The error may be of a planner that only graphs of before it grew still use. look: forget
+        nothing, and say one that was told before as long as there is no newer plan.
         """
-        found = None
+        found, steps = None, 0
         for handle in self._handles:  # the newest one last
             out = Report(outcome=-1)
             check(self.lib.lplb_cuda_report_read(handle, current_stream(self.device),
                                                  ctypes.byref(out)))
+            steps += out.steps
             status = self.lib.lplb_cuda_report_status(ctypes.byref(out))
             if status != c.OK:
                 found = self._error_of(status)
-                check(self.lib.lplb_cuda_report_clear(handle, current_stream(self.device)))
+                if not look:
+                    check(self.lib.lplb_cuda_report_clear(handle, current_stream(self.device)))
+        if found is not None:
+            self._failure = steps, found
+        elif look and steps == self._failure[0]:
+            found = self._failure[1]
         return out, found
 
     def _error_of(self, status: int) -> c.Error:

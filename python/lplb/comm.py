@@ -7,9 +7,11 @@ timeout, the others get an error and their communicator is dead until it is made
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import json
+import numbers
 import os
 import secrets
 import weakref
@@ -90,7 +92,7 @@ class Communicator(Unique):
         c.lib().lplb_comm_set_interrupt(_asked)
         status = c.lib().lplb_comm_create_shm(
             name.encode(), integer(rank, "rank"), integer(ranks, "ranks"),
-            integer(max_bytes, "max_bytes", *INT64), _nanoseconds(timeout), ctypes.byref(handle))
+            integer(max_bytes, "max_bytes", *INT64), nanoseconds(timeout), ctypes.byref(handle))
         _raise_interrupts()
         c.check(status)
         return cls(handle, interrupts=_interrupts)
@@ -125,7 +127,7 @@ class Communicator(Unique):
         transport = filled(c.Transport, struct_size=ctypes.sizeof(c.Transport), name=name.encode(),
                            rank=rank, ranks=ranks, max_bytes=max_bytes, all_gather=callback)
         handle = ctypes.c_void_p()
-        c.check(c.lib().lplb_comm_create(ctypes.byref(transport), _nanoseconds(timeout),
+        c.check(c.lib().lplb_comm_create(ctypes.byref(transport), nanoseconds(timeout),
                                              ctypes.byref(handle)))
         return cls(handle, callback, interrupts)
 
@@ -225,7 +227,9 @@ class Communicator(Unique):
         self._close()
 
 
-def _nanoseconds(seconds: float) -> int:
+def nanoseconds(seconds: float) -> int:
+    if not isinstance(seconds, numbers.Real):
+        raise c.bad(f"timeout is {seconds!r}, must be a number of seconds")
     if not 0 < seconds < 1e9:
         raise c.bad(f"timeout is {seconds} s; it must be positive", c.RANGE)
     return int(seconds * 1e9)
@@ -269,8 +273,35 @@ def _exchange(group: Any, card: bytes, most: int = 256) -> list[bytes]:
     device = _group_device(group)
     mine = torch.from_numpy(row).to(device)
     rows = [torch.empty_like(mine) for _ in range(group.size())]
-    torch.distributed.all_gather(rows, mine, group=group)
+    try:
+        torch.distributed.all_gather(rows, mine, group=group)
+    except RuntimeError as error:
+        raise c.Error(c.REMOTE, f"the ranks of the group did not meet: {error}") from None
     return [r.cpu().numpy().tobytes().rstrip(b"\0") for r in rows]
+
+
+@contextlib.contextmanager
+def all_or_none(group: Any, what: str) -> Iterator[None]:
+    """A part of a collective call that each rank does by itself: where it fails on one rank, that
+    one's error is raised there, and an error that names it on all others."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(Exception):  # it may be the group that is at fault
+            _reasons(group, f"{type(error).__name__}: {error}")
+        raise
+    for rank, reason in enumerate(_reasons(group, "")):
+        if reason:
+            raise c.Error(c.REMOTE, f"rank {rank} cannot {what}: {reason}")
+
+
+def _reasons(group: Any, own: str, most: int = 256) -> list[str]:
+    """The reasons of all ranks why they cannot go on, "" = none."""
+    if group is None:
+        return []
+    text = own.encode()[:most].ljust(most, b"\0")
+    texts = group.all_gather(text) if isinstance(group, Communicator) else _exchange(group, text)
+    return [t.rstrip(b"\0").decode(errors="replace") for t in texts]
 
 
 def _host_key() -> str:

@@ -18,6 +18,8 @@ from .placement import Placement, place
 __all__ = ["balanced_packing", "rebalance_experts", "rebalance_experts_hierarchical",
            "replicate_experts"]
 
+_TOTAL_BITS = 45  # of a layer's loads, so that no share above 1e-9 loses more than 3e-5 of itself
+
 
 def balanced_packing(weight: Array, num_packs: int) -> tuple[Array, Array]:
     """Packs n items into packs of n / num_packs items with sums as equal as possible.
@@ -78,7 +80,7 @@ def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nod
 
     weight: load [L][E]. Returns int64 physical_to_logical_map [L][num_replicas],
     logical_to_physical_map [L][E][X] (-1 padded, X = most copies of an expert) and
-    expert_count [L][E].
+    expert_count [L][E]. Loads may be fractions, such as shares or averages.
 
     algorithm "eplb" is the published one. "search" is ours: no two copies of an expert on one GPU,
     good for the next batches rather than the summed load, and near to `previous` (a map [L][P] or
@@ -94,11 +96,25 @@ def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nod
     num_gpus = integer(num_gpus, "num_gpus", 1)
     if previous is not None and not isinstance(previous, Placement):
         previous = Placement(previous, num_gpus, n_logical_experts=int(weight.shape[-1]))
-    load = np.rint(as_numpy(weight).astype(np.float64)).astype(np.int64)
-    placement = place(load, num_gpus, num_replicas, algorithm=algorithm, nodes=num_nodes,
-                      groups=num_groups, previous=previous, **options)
+    placement = place(_whole(as_numpy(weight)), num_gpus, num_replicas, algorithm=algorithm,
+                      nodes=num_nodes, groups=num_groups, previous=previous, **options)
     return _like(weight, placement.physical_to_logical_map, placement.logical_to_physical_map,
                  placement.replica_count)
+
+
+def _whole(load: np.ndarray) -> np.ndarray:
+    """Loads as `lplb.place` takes them: fractions [L][E] are scaled, by a power of two, so far that
+    what rounding takes from them is nothing."""
+    if load.dtype.kind != "f" or load.ndim != 2:
+        return load  # place says what is wrong with it, if anything is
+    load = load.astype(np.float64)
+    for layer, expert in np.argwhere(~np.isfinite(load) | (load < 0))[:1]:
+        raise c.bad(f"weight[{layer}][{expert}] is {load[layer, expert]}, must be finite and not "
+                    "negative", c.RANGE)
+    most = load.sum(1).max(initial=0)
+    if most == 0 or np.array_equal(np.rint(load), load):
+        return load
+    return np.rint(np.ldexp(load, _TOTAL_BITS - int(np.frexp(most)[1])))
 
 
 def _rebalance(load: np.ndarray, slots: int, groups: int, nodes: int, gpus: int

@@ -21,7 +21,7 @@ from ._arrays import (Array, Ids, add_to_counter, address, as_integers, as_loads
                       check_counter, like, output_ids)
 from ._checks import INT64, Unique, integer
 from ._ratio import Shares, shares_of
-from .comm import Communicator, nodes_of
+from .comm import Communicator, all_or_none, nanoseconds, nodes_of
 from .placement import Placement
 from .plan import Plan, Solver, parse_solver
 
@@ -80,28 +80,31 @@ class Planner(Unique):
                  rank: int | None = None, nodes: int | None = None, solver: str = "exact",
                  transport: str = "auto", timeout: float = 10.0, threads: int = 1,
                  max_ids: int = 0) -> None:
-        r2o = as_integers(redundant_to_original, "redundant_to_original")
-        if r2o.ndim != 2 or 0 in r2o.shape:
-            raise c.bad(f"redundant_to_original has shape {r2o.shape}, must be "
-                        "[group_size][num_redundants]")
-        _check_r2o(r2o)
-        self._model = redundant_to_original
-        self._r2o: np.ndarray | None = r2o
-        self._options(n_routed_experts, n_logical_routed_experts, ep_size, group, rank, solver,
-                      transport, timeout, threads, max_ids)
-        self.group_size, self.num_redundants = r2o.shape
-        if self.ep_size % self.group_size:
-            raise c.bad(f"ep_size {self.ep_size} is not a multiple of the {self.group_size} ranks "
-                        "of redundant_to_original")
-        self.n_group = self.ep_size // self.group_size
-        self._check_counts_of_experts()
-        self.combined_redundant_experts = (
-            (self.n_local_routed_experts - self.n_local_logical_routed_experts)
-            // self.num_redundants)
-        self.r2o = like(r2o.astype(np.int32), self._model)
-        self.o2r = like(np.argsort(r2o, axis=0, kind="stable").astype(np.int32), self._model)
+        with all_or_none(group, "make its planner"):
+            r2o = as_integers(redundant_to_original, "redundant_to_original")
+            if r2o.ndim != 2 or 0 in r2o.shape:
+                raise c.bad(f"redundant_to_original has shape {r2o.shape}, must be "
+                            "[group_size][num_redundants]")
+            _check_r2o(r2o)
+            self._model = redundant_to_original
+            self._r2o: np.ndarray | None = r2o
+            self._options(n_routed_experts, n_logical_routed_experts, ep_size, group, rank, solver,
+                          transport, timeout, threads, max_ids, nodes)
+            if not isinstance(group, (type(None), Communicator)) and group.size() != self.ep_size:
+                raise c.bad(f"the group has {group.size()} ranks, ep_size is {self.ep_size}")
+            self.group_size, self.num_redundants = r2o.shape
+            if self.ep_size % self.group_size:
+                raise c.bad(f"ep_size {self.ep_size} is not a multiple of the {self.group_size} "
+                            "ranks of redundant_to_original")
+            self.n_group = self.ep_size // self.group_size
+            self._check_counts_of_experts()
+            self.combined_redundant_experts = (
+                (self.n_local_routed_experts - self.n_local_logical_routed_experts)
+                // self.num_redundants)
+            self.r2o = like(r2o.astype(np.int32), self._model)
+            self.o2r = like(np.argsort(r2o, axis=0, kind="stable").astype(np.int32), self._model)
+            self.update_redundancy_mapping()
         self._join(group, nodes)
-        self.update_redundancy_mapping()
 
     @classmethod
     def from_placement(cls, physical_to_logical_map: Array,
@@ -118,33 +121,28 @@ class Planner(Unique):
         nodes: number of nodes that the group's ranks are on (default: their hosts).
         """
         self = cls.__new__(cls)
-        table = as_integers(physical_to_logical_map, "physical_to_logical_map")
-        if table.ndim == 2 and table.shape[0] == 1:
-            table = table[0]
-        if table.ndim != 1 or table.size == 0:
-            raise c.bad(f"physical_to_logical_map has shape {table.shape}; a planner takes the "
-                        "[slots] of one layer")
-        self._model = physical_to_logical_map
-        self._r2o = None
-        experts = int(table.max()) + 1 if n_logical_routed_experts is None else (
-            n_logical_routed_experts)
-        self._options(table.size, experts, ep_size, group, rank, solver, transport, timeout,
-                      threads, max_ids)
-        self.r2o = self.o2r = None
-        self.group_size, self.num_redundants, self.n_group = self.ep_size, None, 1
-        self.combined_redundant_experts = None
-        self.n_local_routed_experts = table.size // self.ep_size
-        self.n_local_logical_routed_experts = experts // self.ep_size
-        self._node = None if node is None else as_integers(node, "node", np.int32).tolist()
+        with all_or_none(group, "make its planner"):
+            table = _one_layer(physical_to_logical_map)
+            self._model = physical_to_logical_map
+            self._r2o = None
+            experts = int(table.max()) + 1 if n_logical_routed_experts is None else (
+                n_logical_routed_experts)
+            self._options(table.size, experts, ep_size, group, rank, solver, transport, timeout,
+                          threads, max_ids, nodes)
+            self.r2o = self.o2r = None
+            self.group_size, self.num_redundants, self.n_group = self.ep_size, None, 1
+            self.combined_redundant_experts = None
+            self.n_local_logical_routed_experts = experts // self.ep_size
+            self._node = None if node is None else as_integers(node, "node", np.int32).tolist()
+            self.update_placement(physical_to_logical_map, slots_per_rank=slots_per_rank)
         self._join(group, nodes)
-        self.update_placement(table, slots_per_rank=slots_per_rank)
         return self
 
     # ---- set up ----
 
     def _options(self, n_routed: int, n_logical: int, ep_size: int | None, group: Any,
                  rank: int | None, solver: str, transport: str, timeout: float, threads: int,
-                 max_ids: int) -> None:
+                 max_ids: int, nodes: int | None) -> None:
         if group is not None and not (hasattr(group, "size") and hasattr(group, "rank")):
             raise c.bad(f"group is {group!r}, neither a torch.distributed group that this process "
                         "is a member of nor a Communicator")
@@ -159,6 +157,8 @@ class Planner(Unique):
             rank = integer(rank, "rank", 0, ep_size - 1)
         if rank is not None and group is not None:
             raise c.bad("give rank or group, not both: a group knows its ranks")
+        if nodes is not None:
+            integer(nodes, "nodes", 1)
         self.ep_size = ep_size
         self.n_routed_experts = n_routed
         self.n_logical_routed_experts = n_logical
@@ -166,6 +166,7 @@ class Planner(Unique):
         self._locality = parse_solver(solver)[1]
         if transport not in _TRANSPORTS:
             raise c.bad(f"transport '{transport}' is not known; one of {', '.join(_TRANSPORTS)}")
+        nanoseconds(timeout)  # says what is wrong with it
         self._rank, self._transport, self._timeout = rank, transport, timeout
         self._threads = integer(threads, "threads")
         self._max_ids = integer(max_ids, "max_ids", 0, INT64[1])
@@ -176,6 +177,7 @@ class Planner(Unique):
         self._device_steps: dict[tuple, _cuda.Step] = {}
         self._device_comms: dict[int, _cuda.DeviceComm] = {}
         self._last: Status | _cuda.Step | None = None
+        self._warned_of_end = False  # of the communicator
         self._device_step_before: _cuda.Step | None = None
         self._node: list[int] | None = None
 
@@ -197,7 +199,6 @@ class Planner(Unique):
     def _join(self, group: Any, nodes: int | None) -> None:
         """Makes the communicator; ranks that were given other options are told so here."""
         self.ep_group = group
-        nodes = nodes if nodes is None else integer(nodes, "nodes", 1)
         self._nodes = nodes
         if group is None:
             self._nodes = nodes or 1
@@ -256,6 +257,7 @@ class Planner(Unique):
         if self._comm is not None and self._comm is not self.ep_group:
             self._comm.close()
         self._last = self._device_step_before = None  # what they refer to goes first
+        self._warned_of_end = False
         self._step, self._device_steps, self._device_comms = None, {}, {}
 
     @property
@@ -285,18 +287,31 @@ class Planner(Unique):
             packed = np.arange(self.n_logical_routed_experts).reshape(ranks, own)
         else:
             packed = self._pack(as_loads(workload, "workload"))
-        heads = packed[:, :self.combined_redundant_experts * self.num_redundants].reshape(
-            self.n_group, self.group_size, self.combined_redundant_experts, self.num_redundants)
-        copies = np.empty_like(heads)
-        for d in range(self.num_redundants):
-            copies[..., d] = heads[..., d][:, self._r2o[:, d]]
-        table = np.concatenate([packed, copies.reshape(ranks, -1)], axis=1).reshape(-1)
-        self._set_placement(table.astype(np.int32), None)
+        self._set_placement(self._with_copies(packed).astype(np.int32), None)
         log2phy = self._copies_in_order()
         model = self._model if workload is None else workload
         logcnt = (log2phy >= 0).sum(1, dtype=np.int32)
         self.phy2log = like(self._placement.physical_to_logical_map[0], model)
         return self.phy2log, like(log2phy, model), like(logcnt, model)
+
+    def _with_copies(self, packed: np.ndarray) -> np.ndarray:
+        """[P] for the experts of every rank [G][E/G]: these, and their copies along r2o."""
+        heads = packed[:, :self.combined_redundant_experts * self.num_redundants].reshape(
+            self.n_group, self.group_size, self.combined_redundant_experts, self.num_redundants)
+        copies = np.empty_like(heads)
+        for d in range(self.num_redundants):
+            copies[..., d] = heads[..., d][:, self._r2o[:, d]]
+        return np.concatenate([packed, copies.reshape(self.ep_size, -1)], axis=1).reshape(-1)
+
+    def _follows_r2o(self) -> bool:
+        table = self._placement.physical_to_logical_map[0]
+        own, spare = self.n_local_logical_routed_experts, (
+            self.combined_redundant_experts * self.num_redundants)
+        if table.size != self.ep_size * (own + spare):
+            return False
+        packed = table.reshape(self.ep_size, -1)[:, :own]
+        return (np.array_equal(np.sort(packed, None), np.arange(self.n_logical_routed_experts))
+                and np.array_equal(self._with_copies(packed), table))
 
     def _pack(self, load: np.ndarray) -> np.ndarray:
         """[G][E/G] experts of every rank, heaviest first."""
@@ -330,10 +345,8 @@ class Planner(Unique):
     def update_placement(self, physical_to_logical_map: Array, *,
                          slots_per_rank: Sequence[int] | None = None) -> None:
         """Another placement of the same experts and ranks, as `from_placement` takes it."""
-        table = as_integers(physical_to_logical_map, "physical_to_logical_map").reshape(-1)
-        self._set_placement(table, slots_per_rank)
+        self._set_placement(_one_layer(physical_to_logical_map), slots_per_rank)
         self._home = self._placement.logical_to_physical_map[0, :, 0].copy()
-        self.n_routed_experts = table.size
         self.phy2log = like(self._placement.physical_to_logical_map[0], physical_to_logical_map)
 
     def _set_placement(self, table: np.ndarray, slots_per_rank: Sequence[int] | None) -> None:
@@ -343,6 +356,8 @@ class Planner(Unique):
         digest.update(self._placement.physical_to_logical_map.tobytes())
         digest.update(self._placement.rank_offset.tobytes())
         self._digest = int.from_bytes(digest.digest(), "little")
+        self.n_routed_experts = table.size
+        self.n_local_routed_experts = table.size // self.ep_size
         self._step = self._last = self._device_step_before = None
         self._ratio: Shares | None = None
         kept = {}
@@ -392,8 +407,22 @@ class Planner(Unique):
             self._device_steps[key] = step
         return step
 
+    def _check_cpu_transport(self) -> None:
+        if self._transport == "auto":
+            return
+        self._check_group()
+        if self._transport not in ("shm", "torch") and self._comm.size() > 1:
+            raise c.bad(f"the transport {self._transport} carries counts of GPU ids; for CPU ids "
+                        "give auto, shm or torch", c.UNSUPPORTED)
+
+    def _check_group(self) -> None:
+        if self._comm is None and self._transport != "auto":
+            raise c.bad(f"the transport {self._transport} was asked for, but the planner has no "
+                        "group: give group=, or call init_from_deep_ep first", c.STATE)
+
     def _device_sharing(self, device: int) -> _cuda.DeviceComm | None:
         """What shares GPU ids' counts; a collective call."""
+        self._check_group()
         if self._comm is None or self._comm.size() == 1:
             return None
         if self._transport == "shm":
@@ -487,6 +516,7 @@ class Planner(Unique):
             if n_sms is not None:
                 integer(n_sms, "n_sms", 1)
             ids = Ids(idx)
+            self._check_cpu_transport()
             target = Ids(ids.empty_like(), "out") if out is None else output_ids(out, ids)
             step = self._cpu_step()
             step.count(ids)
@@ -513,7 +543,14 @@ class Planner(Unique):
         if status not in _cpu.COMM_FAILURES:
             raise error
         before = self._last.error if isinstance(self._last, Status) else None
-        if before is None or before.status != status:
+        known = before is not None and before.status == status
+        if self._comm is not None and not self._comm.alive:
+            known, self._warned_of_end = self._warned_of_end, True
+            error = c.error_of(status, error.message + (
+                "; make a new Communicator and planner on all ranks"
+                if isinstance(self.ep_group, Communicator)
+                else "; planner.reconnect() on all ranks connects them anew"))
+        if not known:
             warnings.warn(f"lplb: ids stay unbalanced: {error}", RuntimeWarning, stacklevel=3)
         step.map_unbalanced(ids, target)
         self._last = Status("unbalanced", error)
@@ -521,9 +558,13 @@ class Planner(Unique):
     @property
     def last_status(self) -> Status | None:
         """How the last `run` went, None before the first. For GPU ids this waits for the GPU."""
+        return self._status()
+
+    def _status(self, look: bool = False) -> Status | None:
+        """look: a GPU's error is to be told again."""
         if not isinstance(self._last, _cuda.Step):
             return self._last
-        report, error = self._last.report()
+        report, error = self._last.report(look)
         if error is None:
             return _SOLVED[report.outcome]
         return Status("unbalanced" if error.status in _cpu.COMM_FAILURES else "failed", error)
@@ -531,10 +572,15 @@ class Planner(Unique):
     @property
     def last_plan(self) -> Plan:
         """The split of the last `run`: tokens, loads, split, bottleneck, `explain()`."""
+        status = self._status(look=True)
+        if status is None:
+            raise c.bad("there is no plan: call run first", c.STATE)
+        if status.error is not None:
+            raise c.bad(f"the last run has no plan, its ids are {status.outcome}: {status.error}"
+                        if status.outcome == "unbalanced" else
+                        f"the last run has no plan, it failed: {status.error}", c.STATE)
         if isinstance(self._last, _cuda.Step):
             return self.plan(self._last.counts)  # the same integers as on the GPU
-        if not isinstance(self._last, Status) or self._last.outcome == "unbalanced":
-            raise c.bad("there is no plan: call run first", c.STATE)
         return self._cpu_step().solver.snapshot()
 
     def last_split(self) -> Array:
@@ -603,6 +649,7 @@ class Planner(Unique):
             if counts.size != self.n_logical_routed_experts:
                 raise c.bad(f"workload has {counts.size} entries, must have "
                             f"{self.n_logical_routed_experts}")
+            self._check_cpu_transport()
             shares = self._shares()
         except Exception:
             self._refuse(_SOLVE_PROBS)
@@ -643,6 +690,10 @@ class Planner(Unique):
 
     def _shares(self) -> Shares:
         if self._ratio is None:
+            if self._r2o is not None and not self._follows_r2o():
+                raise c.bad("the placement that update_placement set does not follow "
+                            "redundant_to_original, by which shares are numbered: use run, or a "
+                            "planner made by from_placement", c.STATE)
             self._ratio = shares_of(self)
         return self._ratio
 
@@ -726,6 +777,17 @@ def _check_same_ranks(mpi: Any, present: Any) -> None:
     if mpi.Get_rank() != present.rank():
         raise c.bad(f"this process is rank {mpi.Get_rank()} of the buffer's communicator and rank "
                     f"{present.rank()} of the planner's group; both must number the ranks alike")
+
+
+def _one_layer(physical_to_logical_map: Array) -> np.ndarray:
+    """[P] of a map [P] or [1][P]."""
+    table = as_integers(physical_to_logical_map, "physical_to_logical_map")
+    if table.ndim == 2 and table.shape[0] == 1:
+        table = table[0]
+    if table.ndim != 1 or table.size == 0:
+        raise c.bad(f"physical_to_logical_map has shape {table.shape}; a planner takes the "
+                    "[slots] of one layer")
+    return table
 
 
 def _check_r2o(r2o: np.ndarray) -> None:

@@ -295,7 +295,9 @@ class Manager(_Saved):
     at the same steps. options: the fields of lplb_manager_config (include/lplb/runtime.h) by name:
     interval, min_interval, adopt_lag, max_moves_per_layer, move_rate, move_cost, min_gain, ...
 
-    Hooks, called by `step`; one that raises has failed on this rank, and a warning says why:
+    Hooks, called by `step`; one that raises has failed on this rank, and a warning says why. After
+    `stage`, `staged` or `agree` all ranks then keep the mapping; a `commit` that raises changes
+    nothing any more, for all ranks have agreed before:
       agree(digest, ok) -> bool      a collective: all ranks ok, with the same digest
       stage(layer, moves)            begin to bring these experts (list of Move) to a staging area
       staged(layer)                  wait until they are there
@@ -325,6 +327,7 @@ class Manager(_Saved):
         self.layers, self.experts = integer(layers, "layers", 1), integer(experts, "experts", 1)
         self.ranks, self.slots = integer(ranks, "ranks", 1), integer(slots, "slots", 1)
         self._monitor = monitor  # outlives the manager
+        self._loads_refused, self._refusing = 0, False
         config = filled(_ManagerConfig, layers=layers, experts=experts, ranks=ranks, slots=slots,
                         mode=_one_of("mode", mode, _MODES), late=_one_of("late", late, _LATE),
                         algorithm=_one_of("algorithm", algorithm, _ALGORITHMS), **options)
@@ -356,12 +359,12 @@ class Manager(_Saved):
               place: Any) -> _Hooks:
         slots = self.slots
 
-        def guarded(name: str, body: Callable[[], Any]) -> int:
+        def guarded(name: str, body: Callable[[], Any], then: str = "") -> int:
             try:
                 body()
                 return c.OK
             except Exception as error:  # an exception cannot pass through C
-                warnings.warn(f"the manager's hook {name} failed: {error!r}", RuntimeWarning,
+                warnings.warn(f"the manager's hook {name} failed: {error!r}{then}", RuntimeWarning,
                               stacklevel=3)
                 return error.status if isinstance(error, c.Error) else c.STATE
 
@@ -398,7 +401,8 @@ class Manager(_Saved):
             hooks.staged = _STAGED(lambda _, layer: guarded("staged", lambda: staged(layer)))
         if commit:
             hooks.commit = _COMMIT(lambda _, layer, row: (guarded(
-                "commit", lambda: commit(layer, np.array(row[:slots], np.int32))), None)[1])
+                "commit", lambda: commit(layer, np.array(row[:slots], np.int32)),
+                f"; the mapping of layer {layer} is in force all the same"), None)[1])
         if discard:
             hooks.discard = _DISCARD(lambda _, layer: (guarded(
                 "discard", lambda: discard(layer)), None)[1])
@@ -409,7 +413,18 @@ class Manager(_Saved):
 
     def step(self, step: int, counts: Array | None, stage: str = "decode") -> None:
         """After the batch of a step: counts [L][E] summed over ranks; floats are loads; None when
-        they are not known."""
+        they are not known. Values out of range (negative, NaN, huge) count as not known: the first
+        of a run of such batches is an event and a RuntimeWarning."""
+        self._step(step, counts, stage)
+        refused = self.stats["loads_refused"]
+        refusing, self._loads_refused = refused > self._loads_refused, refused
+        if refusing and not self._refusing:
+            why = [e.text for e in self.events() if e.kind == "loads_refused"]
+            warnings.warn(f"the manager refuses the loads of step {step}: {(why or [''])[-1]}",
+                          RuntimeWarning, stacklevel=2)
+        self._refusing = refusing
+
+    def _step(self, step: int, counts: Array | None, stage: str) -> None:
         at, step = _one_of("stage", stage, _STAGES), integer(step, "step", *INT64)
         if counts is None:
             c.check(self._call("step", self._handle, step, at, None))
@@ -529,6 +544,8 @@ class Monitor(_Handle):
             values = np.atleast_2d(as_integers(loads, "loads"))
             if values.ndim != 2 or values.shape[1] != self.ranks:
                 raise c.bad(f"loads has shape {values.shape}, must be [layers][{self.ranks}]")
+            if values.min(initial=0) < 0:
+                raise c.bad(f"loads has {values.min()}, must not be negative", c.RANGE)
             rank_load = np.empty(self.ranks, np.int64)
             self._call("measure", address(values), values.shape[0], self.ranks,
                        address(rank_load), ctypes.byref(data))

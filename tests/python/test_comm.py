@@ -104,7 +104,11 @@ def lose_a_rank(rank, ranks, name, table):
     status = planner.last_status
     assert status.outcome == "unbalanced" and not status.ok and counter[0] == 0
     assert status.error.status == c.REMOTE and "dead" in status.error.message
-    assert 1 <= len(caught) <= 2 and "unbalanced" in str(caught[0].message)
+    assert "new Communicator" in status.error.message  # and who it was, if this rank waited for it
+    assert "rank(s) 2 did not call" in status.error.message or "left" in status.error.message
+    assert len(caught) == 1 and "unbalanced" in str(caught[0].message)
+    with pytest.raises(lplb.Error, match="has no plan, its ids are unbalanced: .*dead"):
+        planner.last_plan
     assert not planner._comm.alive
     return time.monotonic() - begin
 
@@ -242,6 +246,30 @@ def test_a_rank_that_refuses_takes_part():
         assert (loads == alone.plan(counts).loads).all() and len({s for *_, s in step}) == 1
 
 
+def fail_to_make(rank, ranks, name):
+    """What one rank cannot make, none has; then all can."""
+    comm = connect(name, rank, ranks)
+    begin = time.monotonic()
+    for spoil in [dict(solver="none"), dict(n_routed_experts=81), dict(threads="x"),
+                  dict(redundant_to_original=np.zeros((8, 2), int)), dict(timeout="x")]:
+        call = dict(redundant_to_original=CUBE, n_routed_experts=80, n_logical_routed_experts=64,
+                    ep_size=8, group=comm)
+        message = "rank 1 cannot make its planner: InputError: " if rank != 1 else "^(?!rank 1)"
+        with pytest.raises(lplb.Error, match=message):
+            lplb.Planner(**{**call, **(spoil if rank == 1 else {})})
+    with pytest.raises(lplb.Error, match="rank 1 cannot" if rank != 1 else "outside"):
+        lplb.Planner.from_placement([0, 1, 2, 3 + 9 * (rank == 1)], 4, ranks, group=comm,
+                                    slots_per_rank=[2, 1, 1])
+    assert time.monotonic() - begin < 8
+    planner = lplb.Planner(CUBE, 80, 64, 8, group=comm)
+    planner.run(np.arange(64))
+    return planner.last_status.ok
+
+
+def test_a_planner_is_made_by_all_or_none():
+    assert all(run_ranks(fail_to_make, 3, new_name()))
+
+
 def test_a_transport_of_ones_own():
     calls = []
 
@@ -341,6 +369,26 @@ def test_init_from_deep_ep_without_torch_group():
     assert alone.ep_group is other and (alone.run(np.arange(8)) == np.arange(8)).all()
 
 
+def named_transport(rank, ranks, name):
+    comm = connect(name, rank, ranks)
+    planner = lplb.Planner.from_placement(np.arange(8), 8, ranks, group=comm, transport="nccl")
+    with pytest.raises(lplb.InputError, match="nccl carries counts of GPU ids"):
+        planner.run(np.arange(8))
+    with pytest.raises(lplb.InputError, match="nccl carries counts of GPU ids"):
+        planner.solve_probs(np.arange(8))
+    planner = lplb.Planner.from_placement(np.arange(8), 8, ranks, group=comm, transport="shm")
+    planner.run(np.arange(8))
+    return planner.last_status.ok
+
+
 def test_transports_are_named():
+    assert all(run_ranks(named_transport, 2, new_name()))
+    planner = lplb.Planner(CUBE, 80, 64, 8, transport="shm")
+    with pytest.raises(lplb.InputError, match="no group"):
+        planner.run(np.arange(64))
+    for wrong, message in [(dict(timeout=-1), "timeout"), (dict(timeout="x"), "timeout"),
+                           (dict(max_ids=-1), "max_ids")]:
+        with pytest.raises(lplb.InputError, match=message):
+            lplb.Planner(CUBE, 80, 64, 8, **wrong)
     with pytest.raises(lplb.InputError, match="not known"):
         lplb.Planner(CUBE, 80, 64, 8, group=lplb.Communicator.local(), transport="tcp")

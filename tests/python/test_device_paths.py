@@ -134,8 +134,12 @@ def test_the_placement_changes_in_place(device):
 def test_errors_found_on_the_device(device):
     planner = lplb.Planner(torch.from_numpy(CUBE.copy()), 80, 64, 8)
     planner.run(torch.full((4,), 64))
+    with pytest.raises(lplb.Error, match="it failed"):
+        planner.last_plan  # which leaves the status to be read
     status = planner.last_status
     assert status.outcome == "failed" and status.error.status == _library.RANGE
+    with pytest.raises(lplb.Error, match="it failed"):
+        planner.explain()
     planner.run(torch.zeros(4, dtype=torch.int64))
     assert planner.last_status.ok
     with pytest.raises(lplb.InputError, match="keep_split"):

@@ -114,3 +114,23 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(lplb.InputError, match=message):
             call()
+
+
+def test_search_takes_shares():
+    rng = np.random.default_rng(9)
+    share = rng.dirichlet(np.full(16, 0.3), 2)
+    whole = np.rint(share * 1e6).astype(np.int64)
+
+    def worst(weight):
+        table, _, _ = eplb.rebalance_experts(weight, 20, 1, 1, 4, algorithm="search")
+        return lplb.Placement(table, 4).imbalance(whole).max()
+
+    even = worst(np.ones((2, 16)))  # a placement that knows nothing
+    for weight in (share, share.astype(np.float32), share * 1e-12, share * 1234.5):
+        assert abs(worst(weight) - worst(whole)) < 0.05 < even - worst(whole)
+    for wrong, message in [(np.nan, "nan"), (np.inf, "inf"), (-0.5, "negative")]:
+        share[0, 3] = wrong
+        with pytest.raises(lplb.InputError, match=message):
+            worst(share)
+    with pytest.raises(lplb.InputError, match="whole"):
+        eplb.rebalance_experts(np.full((3, 2, 16), 0.5), 20, 1, 1, 4, algorithm="search")

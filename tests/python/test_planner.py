@@ -222,9 +222,55 @@ def test_solve_with_fixed_speed_and_sources():
             lplb.solve(ranks=2, **bad)
 
 
+def test_another_map_has_its_own_sizes_and_shares():
+    ring = np.array([[1, 2, 3, 0]]).T
+    planner = lplb.Planner(ring, 20, 16, 4)
+    ids = np.arange(16).repeat(5)
+    table = planner.phy2log.copy()
+    moved = np.random.default_rng(3).permutation(table)
+    counts, by_sm = planner.count_workload(ids, 2)
+    for other in (moved, np.r_[np.arange(16), np.arange(8)]):
+        planner.update_placement(other)
+        assert planner.n_routed_experts == 4 * planner.n_local_routed_experts == len(other)
+        check_mapped(ids, planner.run(ids), other)
+        with pytest.raises(lplb.InputError, match="does not follow redundant_to_original"):
+            planner.solve_probs(counts)
+    planner.update_redundancy_mapping(np.arange(16))
+    assert planner.n_routed_experts == len(planner.phy2log) == 20
+    follows = planner.phy2log.copy()
+    planner.update_placement(table)  # a map that came from elsewhere, and follows it
+    planner.update_placement(follows)
+    share, _ = planner.solve_probs(counts)
+    check_mapped(ids, planner.weighted_select_target(ids, share, by_sm, 2), follows)
+    free = lplb.Planner.from_placement(table, 16, 4)
+    free.update_placement(np.r_[np.arange(16), np.arange(8)])
+    assert (free.n_routed_experts, free.n_local_routed_experts) == (24, 6)
+    for layers in (np.stack([table] * 3), np.zeros((2, 0), int)):
+        with pytest.raises(lplb.InputError, match="one layer"):
+            free.update_placement(layers)
+    free.update_placement(table[None])
+
+
+def test_out_must_be_memory():
+    import array
+
+    planner = lplb.Planner.from_placement(np.arange(4)[::-1].copy(), 4, 2)
+    for out in ([9] * 4, (9,) * 4, range(4)):
+        with pytest.raises(lplb.InputError, match="nothing could be written"):
+            planner.run(np.arange(4), out=out)
+    out = array.array("q", [9] * 4)
+    planner.run(np.arange(4), out=out)
+    assert list(out) == [3, 2, 1, 0]
+
+
 def test_plan_before_run():
     planner = lplb.Planner.from_placement(np.arange(4), ep_size=2)
     with pytest.raises(lplb.Error, match="call run first"):
         planner.last_plan
+    with pytest.raises(lplb.InputError, match="int32 or int64"):
+        planner.run(np.ones(3))
+    assert planner.last_status.outcome == "failed"
+    with pytest.raises(lplb.Error, match="it failed: .*int32 or int64"):
+        planner.explain()
     assert planner.plan([4, 3, 2, 1]).loads.tolist() == [7, 3]
     assert "7" in planner.explain([4, 3, 2, 1])

@@ -3,6 +3,7 @@
 import json
 import math
 import urllib.request
+import warnings
 
 import numpy as np
 import pytest
@@ -324,3 +325,33 @@ def test_misspelt_options_are_refused():
         Manager(1, 4, 2, 6, forecaster={"foo": 1})
     with pytest.raises(lplb.InputError, match=r"\[1\]"):
         Manager(1, 4, 2, 6).set_dead(1)
+
+
+def test_loads_that_are_refused_are_told_once():
+    manager = Manager(2, 64, 8, 80)
+    good = np.ones((2, 64))
+    for loads, warns in [(good, False), (-good, True), (-good, False), (good, False),
+                         (good * np.nan, True), (good, False)]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            manager.step(manager.stats["steps"], loads)
+        assert [str(w.message)[:30] for w in caught] == (
+            ["the manager refuses the loads "] if warns else [])
+        assert not caught or "outside [0" in str(caught[0].message)
+    assert manager.stats["loads_refused"] == 3
+    with pytest.raises(lplb.InputError, match="must not be negative"):
+        Monitor(ranks=8).step(0, -np.ones((1, 8)))
+
+
+def test_a_commit_that_raises_comes_too_late():
+    def commit(layer, row):
+        raise ValueError("no room")
+
+    manager = Manager(1, 16, 4, 20, interval=4, min_interval=2, commit=commit)
+    load = np.where(np.arange(16) % 9 == 0, 1000, 1)[None]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(40):
+            manager.step(step, np.roll(load, step // 10, 1))
+    assert any("in force all the same" in str(w.message) for w in caught)
+    assert manager.stats["layers_switched"] > 0

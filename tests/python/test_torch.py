@@ -219,6 +219,12 @@ def gloo_failures(rank, ranks, port):
     with pytest.raises(lplb.Error, match="different transports"):
         lplb.Planner.from_placement(np.arange(8), group=group,
                                     transport="torch" if rank == 1 else "auto")
+    ring = torch.tensor([[1, 2, 3, 0]]).T
+    with pytest.raises(lplb.Error, match="rank 1 cannot make its planner: InputError" if rank != 1
+                       else "beside the original"):
+        lplb.Planner(ring * (rank != 1), 20, 16, group=group)
+    with pytest.raises(lplb.InputError, match="group has 4 ranks, ep_size is 8"):
+        lplb.Planner(ring, 40, 32, 8, group=group)
     planner = lplb.Planner.from_placement(np.arange(8), group=group, transport="torch",
                                           timeout=0.5)
     ids = torch.arange(8)
