@@ -16,6 +16,7 @@ if os.environ.get("LPLB_LIBRARY"):  # tests change the folder
     os.environ["LPLB_LIBRARY"] = os.path.abspath(os.environ["LPLB_LIBRARY"])
 if os.environ.get("LPLB_TEST_INSTALLED") != "1":
     sys.path.insert(0, str(ROOT / "python"))
+os.environ.setdefault("USE_LIBUV", "0")  # Debian 13's torch is built without, and asks for it
 if os.environ.get("LPLB_TEST_TORCH") == "0":
     sys.modules["torch"] = None  # `import torch` now fails
 
