@@ -213,7 +213,7 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
           max_moves: int | None = None, dead_ranks: Sequence[int] = (),
           speed: Sequence[int] | None = None, batch_tokens: int = 0, topk: int = 0, seed: int = 0,
           effort: int = 0, threads: int = 0, weight_of_sample: Sequence[float] | None = None,
-          even_split: bool = False) -> Placement:
+          even_split: bool = False, work: int = 0) -> Placement:
     """Chooses which expert copies live where.
 
     load: token counts [L][E], or [samples][L][E]: real batches or steps, or several workloads,
@@ -223,6 +223,8 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
     previous, max_moves: stay close to a placement, at most so many moves a layer.
     batch_tokens, topk: tokens of a served batch and selections a token, for "search".
     even_split: score by the even split instead of the exact one.
+    work: what the search of a layer may cost, in about nanoseconds of a core, counted and not
+    timed; 0 = no bound.
     """
     counts, _ = _load(load, None, None)
     samples, layers, experts = counts.shape
@@ -233,7 +235,7 @@ def place(load: Array, ranks: int, slots: int, *, algorithm: str = "search",
     config = filled(c.PlaceConfig, struct_size=ctypes.sizeof(c.PlaceConfig),
                     algorithm=_ALGORITHMS[algorithm], ranks=ranks, slots=slots, nodes=nodes,
                     groups=groups, max_moves=most, batch_tokens=batch_tokens, topk=topk, seed=seed,
-                    effort=effort, threads=threads, exact_split=2 if even_split else 1)
+                    effort=effort, threads=threads, work=work, exact_split=2 if even_split else 1)
     keep = []
 
     def pointer(values: Any, dtype: Any, count: int, what: str) -> int:

@@ -31,6 +31,9 @@ static const char help[] =
     "  --split S           exact (default) or even: what the search expects of the per-batch plan\n"
     "  --expert-bytes N    weights of one expert: the moves are given in bytes too\n"
     "  --seed S, --effort N, --threads N   of the search (0, 0, all)\n"
+    "  --work N            bounds the search: what a layer may cost, in about nanoseconds of a "
+    "core,\n"
+    "                      counted, so that results do not depend on the machine (no bound)\n"
     "  --experts E, --layout L             where the trace does not say\n"
     "  -o FILE             write what SGLang's --init-expert-location takes\n"
     "  --json              one JSON document on stdout (docs/formats.md)\n"
@@ -60,6 +63,7 @@ enum {
     SEED,
     EFFORT,
     THREADS,
+    WORK,
     EXPERTS,
     LAYOUT
 };
@@ -82,6 +86,7 @@ static const struct option options[] = {{"algorithm", required_argument, 0, ALGO
                                         {"seed", required_argument, 0, SEED},
                                         {"effort", required_argument, 0, EFFORT},
                                         {"threads", required_argument, 0, THREADS},
+                                        {"work", required_argument, 0, WORK},
                                         {"experts", required_argument, 0, EXPERTS},
                                         {"layout", required_argument, 0, LAYOUT},
                                         {"json", no_argument, 0, 'j'},
@@ -143,6 +148,7 @@ static bool set_option(const char *name, place_request *r, int option) {
         return true;
     case EFFORT: return number32(name, "--effort", 0, 1000, &c->effort);
     case THREADS: return number32(name, "--threads", 0, 1024, &c->threads);
+    case WORK: return number(name, "--work", 1, INT64_C(1) << 60, &c->work);
     case EXPERTS: return number32(name, "--experts", 1, 32767, &r->trace.experts);
     case LAYOUT: r->trace.layout = optarg; return true;
     case 'o': r->out = optarg; return true;

@@ -391,14 +391,17 @@ static lplb_status place(place_work *w) {
     const lplb_trace *t = w->trace;
     w->placed = (int64_t)(w->request.history * (double)w->samples);
     if (w->placed < 1) w->placed = 1;
+    cli_progress(0, "placing (--work bounds the search)", NULL);
     lplb_status status = lplb_place(&w->request.config, w->load, w->placed, t->layers, t->experts,
                                     NULL, &w->placement);
+    if (status == LPLB_OK) cli_progress(0.5, "measuring what was placed", NULL);
     if (status == LPLB_OK) status = measure(w, LPLB_SOLVER_EVEN, &w->even);
     if (status == LPLB_OK) status = measure(w, LPLB_SOLVER_EXACT, &w->exact);
     if (status == LPLB_OK) status = find_moves(w);
     if (status == LPLB_OK) status = advise(w);
     if (status == LPLB_OK && w->request.out)
         status = lplb_placement_write(w->placement, LPLB_PLACEMENT_SGLANG, w->request.out);
+    cli_progress(1, "", NULL); /* clears the line */
     return status;
 }
 

@@ -51,6 +51,7 @@ def test_place():
         assert (p.replica_count >= 1).all()
     dead = lplb.place(load, 8, 48, dead_ranks=[2])
     assert (dead.physical_to_logical_map.reshape(8, 6)[2] == -1).all()
+    assert (lplb.place(load, 8, 40, work=10**6).replica_count >= 1).all()
     a, b = (lplb.place(load, 8, 40, seed=5) for _ in range(2))
     assert (a.physical_to_logical_map == b.physical_to_logical_map).all()
     for bad, message in [(dict(algorithm="best"), "best"), (dict(max_moves=3), "previous"),
