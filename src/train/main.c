@@ -7,6 +7,7 @@
 
 #include "comm/mpi/group_mpi.h"
 #include "train/blas.h"
+#include "train/memory.h"
 #include "train/run.h"
 
 static void print_help(void) {
@@ -108,6 +109,7 @@ int main(int argc, char **argv) {
             print_help();
             return 0;
         }
+    memory_return_blocks();
     signal(SIGUSR1, SIG_IGN); /* lplb train says it again when we listen (run.c) */
     blas_choose_core(argv);   /* before MPI is awake */
     lplb_status status =

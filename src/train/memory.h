@@ -52,7 +52,8 @@ lplb_status memory_predict(const memory_input *input, memory_plan *out);
 void memory_print(const memory_plan *plan, int ranks, bool json, FILE *out);
 
 /* Large blocks that are freed go back to the system at once, instead of leaving holes that only
- * smaller ones fit: buffers grow with the routing. To be called before anything is allocated. */
+ * smaller ones fit: buffers grow with the routing. To be called first of all: blocks from before
+ * cannot be freed after. */
 void memory_return_blocks(void);
 
 /* Resident bytes of this process before a run by this configuration: what program and libraries

@@ -488,7 +488,6 @@ lplb_status run_training(const run_options *o, lplb__group *world, int32_t *stop
     const char *term = getenv("TERM");
     run r = {.options = o, .world = world, .validation = -1, .leader = world->rank == 0};
     r.terminal = r.leader && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
-    memory_return_blocks();
     listen_to_signals();
     lplb_status status = open_run(&r);
     if (status == LPLB_OK) status = do_what_is_asked(&r);
