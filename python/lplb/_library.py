@@ -32,6 +32,7 @@ class Error(Exception):
 
     @property
     def name(self) -> str:
+        """Of the status, such as "LPLB_RANGE"."""
         return lib().lplb_status_name(self.status).decode()
 
     def __reduce__(self):

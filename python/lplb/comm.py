@@ -174,13 +174,16 @@ class Communicator(Unique):
     # ---- using it ----
 
     def size(self) -> int:
+        """Ranks of the group."""
         return c.lib().lplb_comm_ranks(self._handle)
 
     def rank(self) -> int:
+        """This one, from 0."""
         return c.lib().lplb_comm_rank(self._handle)
 
     @property
     def transport(self) -> str:
+        """"local", "shm", "torch", or the name of a custom one."""
         return c.lib().lplb_comm_transport_name(self._handle).decode()
 
     @property

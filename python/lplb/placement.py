@@ -78,10 +78,12 @@ class Placement:
 
     @property
     def layers(self) -> int:
+        """L"""
         return self.physical_to_logical_map.shape[0]
 
     @property
     def slots(self) -> int:
+        """P, of all ranks together."""
         return self.physical_to_logical_map.shape[1]
 
     @property

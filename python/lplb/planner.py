@@ -44,6 +44,7 @@ class Status:
 
     @property
     def ok(self) -> bool:
+        """Whether the step went as planned: no error."""
         return self.error is None
 
 

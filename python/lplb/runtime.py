@@ -194,6 +194,7 @@ class Tracker(_Saved):
 
     @property
     def stats(self) -> dict[str, Any]:
+        """The fields of lplb_tracker_stats: batches seen, marked and refused."""
         out = _TrackerStats()
         self._call("get_stats", self._handle, ctypes.byref(out))
         stats = _plain(out)
@@ -215,6 +216,7 @@ class Forecaster(_Saved):
         self._make(filled(_ForecasterConfig, layers=layers, experts=experts, **options))
 
     def update(self, counts: Array) -> None:
+        """One batch: counts [L][E]."""
         values = self._counts(counts, (self.layers, self.experts))
         c.check(self._call("update", self._handle, address(values)))
 
@@ -496,6 +498,7 @@ class Manager(_Saved):
 
     @property
     def stats(self) -> dict[str, Any]:
+        """The fields of lplb_manager_stats (include/lplb/runtime.h)."""
         out = _ManagerStats()
         self._call("get_stats", self._handle, ctypes.byref(out))
         return _plain(out)
@@ -576,6 +579,7 @@ class Monitor(_Handle):
             room = need.value + 4096
 
     def text(self) -> str:
+        """The figures as a table."""
         return self._render(0)
 
     def summary(self) -> dict[str, Any]:
@@ -583,6 +587,7 @@ class Monitor(_Handle):
         return json.loads(self._render(1))
 
     def openmetrics(self) -> str:
+        """What /metrics serves."""
         return self._render(2)
 
     def close(self) -> None:

@@ -61,14 +61,17 @@ class BatchSizer:
 
     @property
     def size(self) -> int:
+        """Tokens of the next batch."""
         return self._sizer.size
 
     @property
     def grown(self) -> int:
+        """How often it grew."""
         return self._sizer.grown
 
     @property
     def shrunk(self) -> int:
+        """How often it shrank."""
         return self._sizer.shrunk
 
 
@@ -107,6 +110,7 @@ class PlanCache(Unique):
 
     @property
     def stats(self) -> dict[str, int]:
+        """lookups, hits, exact_hits, evictions and plans so far."""
         out = _CacheStats()
         c.lib().lplb_plan_cache_get_stats(self._handle, ctypes.byref(out))
         return {name: getattr(out, name) for name, *_ in _CacheStats._fields_}
