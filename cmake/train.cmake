@@ -12,7 +12,7 @@ if(NOT OPENBLAS_FOUND OR NOT MPI_C_FOUND OR NOT ZLIB_FOUND)
                  "zlib: ${ZLIB_FOUND})")
   return()
 endif()
-# On Debian 11 (Open MPI 4.1.0) training hangs or crashes when experts move among four ranks, why is
+# On Debian 11 (Open MPI 4.1.0) training hangs when experts move among four ranks, why is
 # not known; on Debian 12 (4.1.4) and 13 (5.0.7) it runs.
 execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE LPLB_MPI_VERSION
                 ERROR_QUIET)
