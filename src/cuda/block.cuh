@@ -25,7 +25,7 @@ enum : uint32_t { MANY_SLOTS = 0x80008000 };
 
 /* Shared by the block. */
 typedef struct block_state {
-    int32_t narrow; /* all tokens together are below 2^30 */
+    int32_t narrow; /* all tokens together are below 2^28 */
     int32_t failed; /* the counts cannot be used */
     int32_t outcome, reused, sweeps, augmentations, restarts;
     int32_t exceeds;   /* a rank beyond the tolerance */
@@ -38,6 +38,8 @@ typedef struct block_state {
     int32_t cached, current; /* of lplb__cuda_memory, before any block can change them */
     uint64_t turn;           /* of sharing counts with the peers; 0 = that has ended */
     uint32_t epoch;          /* of sharing counts among blocks */
+    int32_t tag;             /* lplb__cuda_header's */
+    int32_t taken;           /* tokens and before are those of the peers already */
 } block_state;
 
 static_assert(sizeof(block_state) <= LPLB__CUDA_STATE_BYTES, "make room for it in step.h");
@@ -94,6 +96,14 @@ DEVICE int64_t end_of_part(int64_t tokens, int32_t nth, int32_t slots) {
 typedef struct alignas(16) quad {
     uint32_t word[4];
 } quad;
+
+/* By threads from.. in steps of `threads`, each of which must await_quads. */
+DEVICE void send_quads(uint32_t to, const quad *source, int32_t quads, int32_t from,
+                       int32_t threads) {
+    quad *target = (quad *)(shared_memory() + to);
+    ROLLED
+    for (int32_t i = from; i < quads; i += threads) send_quad(&target[i], &source[i]);
+}
 
 /* By threads from.. in steps of `threads`. */
 DEVICE void clear_quads(uint32_t at, int32_t bytes, int32_t from, int32_t threads) {

@@ -160,8 +160,7 @@ static void list_ranks(builder *b, const lplb__exact_layout *layout, const int64
                                    .ranks = (uint16_t)from->ranks,
                                    .colours = (uint16_t)colours,
                                    .first_movable = (uint16_t)from->first_movable,
-                                   .movables = (uint16_t)from->movables,
-                                   .relaxed = from->relaxed != 0};
+                                   .movables = (uint16_t)from->movables};
     }
     lplb__cuda_expert *expert = SECTION(b, expert, lplb__cuda_expert);
     lplb__cuda_host *host = SECTION(b, host, lplb__cuda_host);

@@ -111,6 +111,15 @@ static void put_problem(lplb__cuda_step *step, const lplb_cuda_problem *problem)
 
 /* ---- launches ---- */
 
+static lplb__cuda_kernel *kernel_of(const lplb__cuda_step *step) {
+    switch (step->lean.kind) {
+    case LPLB__CUDA_LEAN_SOLVE: return lplb__cuda_lean_solve_kernel;
+    case LPLB__CUDA_LEAN_STEP: return lplb__cuda_lean_step_kernel;
+    case LPLB__CUDA_LEAN_BLOCKS: return lplb__cuda_lean_blocks_kernel;
+    default: return lplb__cuda_step_kernel;
+    }
+}
+
 lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
                               cudaStream_t stream) {
     bool counts = step->stages & COUNT;
@@ -133,7 +142,7 @@ lplb_status lplb__cuda_launch(const lplb_cuda_planner *p, lplb__cuda_step *step,
                                  .attrs = &together,
                                  .numAttrs = shape.blocks > 1};
     void *arguments[] = {step};
-    lplb__cuda_kernel *kernel = step->lean.kind ? lplb__cuda_lean_kernel : lplb__cuda_step_kernel;
+    lplb__cuda_kernel *kernel = kernel_of(step);
     LPLB_CUDA_TRY(cudaLaunchKernelExC(&launch, (const void *)kernel, arguments));
     return LPLB_OK;
 }

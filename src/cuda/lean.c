@@ -140,8 +140,7 @@ void lplb__cuda_choose_lean(const lplb_cuda_planner *p, lplb__cuda_step *s,
     enum { SOLVE = LPLB__CUDA_STAGE_SOLVE };
     enum { ALL = SOLVE | LPLB__CUDA_STAGE_COUNT | LPLB__CUDA_STAGE_MAP };
     const lplb__cuda_header *header = (const lplb__cuda_header *)p->staging;
-    if (s->solver != LPLB_SOLVER_EXACT || s->tolerance || s->reuse || s->fixed || shape->blocks > 1)
-        return;
+    if (s->solver != LPLB_SOLVER_EXACT || s->tolerance || s->reuse || s->fixed) return;
     if (s->stages == SOLVE && header->lean_kinds & LPLB__CUDA_LEAN_SOLVE) {
         int32_t warps = solve_warps(header);
         if (warps > p->threads / LPLB__CUDA_LANES) return;
@@ -149,8 +148,12 @@ void lplb__cuda_choose_lean(const lplb_cuda_planner *p, lplb__cuda_step *s,
         if (s->solver_warps > warps) s->solver_warps = warps;
         shape->id_warps = warps - s->solver_warps;
     }
-    if (s->stages == ALL && header->lean_kinds & LPLB__CUDA_LEAN_STEP && !s->source_counts &&
-        !p->comm && !s->local.nodes && header->lean_groups <= s->solver_warps) {
+    if (s->stages != ALL || !(header->lean_kinds & LPLB__CUDA_LEAN_STEP) || s->source_counts ||
+        s->gathered || s->local.nodes || header->lean_groups > s->solver_warps)
+        return;
+    if (shape->blocks > 1) {
+        s->lean.kind = LPLB__CUDA_LEAN_BLOCKS;
+    } else if (!p->comm) {
         int32_t warps = (int32_t)((s->n + IDS_OF_A_WARP - 1) / IDS_OF_A_WARP);
         if (warps < 1) warps = 1;
         if (warps > p->threads / LPLB__CUDA_LANES - s->solver_warps ||

@@ -1,5 +1,5 @@
-/* What the small kernel's plans and steps share: pairs, few groups, one block, and nothing to read
- * but the counts or ids and one record a rank (tables.h), which are sent for together. The time of
+/* What the small kernel's plans and steps share: pairs, few groups, and nothing to read but the
+ * counts or ids and one record a rank (tables.h), which are sent for together. The time of
  * such a plan is that of instructions run once and of waits for memory, so all that is rare is left
  * to the general step, which the kernel holds as a function apart: tables that have become of
  * another kind since a graph was captured, tokens that take more than 32 bits, counts that cannot
@@ -29,8 +29,10 @@ typedef struct lean_way {
     uint32_t slots; /* those from it on to slots >> 16 */
 } lean_way;
 
-/* The block's shared memory, from its beginning: the sum; int32 [LEAN_GROUPS][LANES] loads; int32
- * [E+1] tokens, the last one 0. */
+/* The block's shared memory, from its beginning: the sum; int32 [LEAN_GROUPS][LANES] loads; where
+ * there is one block, int32 [E+1] tokens, the last one 0. */
+static_assert(sizeof(lean_sum) + LPLB__CUDA_LEAN_GROUPS * LPLB__CUDA_LANES * sizeof(int32_t) <=
+                  LPLB__CUDA_LEAN_BYTES, "make room for it in step.h");
 DEVICE lean_sum *lean_results() { return (lean_sum *)shared_memory(); }
 DEVICE int32_t *lean_loads() { return (int32_t *)(shared_memory() + sizeof(lean_sum)); }
 DEVICE int32_t *lean_tokens() {
@@ -52,12 +54,12 @@ DEVICE uint32_t kinds_of(const lean_lane &lane) { return word_of(lane, 1) >> 24;
 DEVICE uint32_t expert_of(const lean_lane &lane, int c) { return word_of(lane, 4 + c) & 65535; }
 DEVICE uint32_t host_of(const lean_lane &lane, int c) { return word_of(lane, 4 + c) >> 16; }
 
-/* Of this thread; warps without a group get none. */
-DEVICE lean_lane fetch_lane(const step &a) {
+/* Of this thread, one of the `warps` that plan; warps without a group get none. */
+DEVICE lean_lane fetch_lane(const step &a, int32_t warps) {
     lean_lane lane;
 #pragma unroll
     for (int k = 0; k < LPLB__CUDA_LEAN_QUADS; k++) lane.part[k] = {{0, 0, 0, 0}};
-    if (warp_index() >= a.lean.groups) return lane;
+    if (warp_index() >= smaller(a.lean.groups, warps)) return lane;
     const quad *from = (const quad *)a.lean.lane +
                        warp_index() * LPLB__CUDA_LEAN_QUADS * LPLB__CUDA_LANES + lane_index();
 #pragma unroll
@@ -83,19 +85,20 @@ DEVICE void clear_lean(const step &a) {
     if (t == 0) lean_tokens()[a.experts] = 0;
 }
 
-/* Tokens of one expert: kept for the pairs, or on their way to the only host. */
-DEVICE void settle_expert(const step &a, int32_t e, uint64_t expert, int32_t tokens) {
+/* Tokens of one expert with one host are on their way to it; writes: as far as the caller wants to
+ * know, this block says so. */
+DEVICE void settle_expert(const step &a, uint64_t expert, int32_t tokens, bool writes) {
     uint32_t cell = (uint32_t)expert & 65535, host = (uint32_t)expert >> 16;
     bool single = cell != LPLB__CUDA_NO_HOST;
-    lean_tokens()[e] = tokens;
     if (single) atomic_add(&lean_loads()[cell], tokens);
+    if (!writes) return;
     if (single & (a.split != 0)) a.split[host] = tokens;
     if (a.share && single) a.share[host] = tokens ? 1.0f : 0.0f;
 }
 
 enum { FEW_COLOURS = 4 }; /* the others are looked at if there are any */
 
-DEVICE pairs pairs_of(const lean_lane &lane, int32_t *movable) {
+DEVICE pairs pairs_of(const lean_lane &lane, const int32_t *tokens, int32_t *movable) {
     pairs p;
     int32_t sum = 0;
     p.lower = word_of(lane, 1) & 255;
@@ -105,11 +108,10 @@ DEVICE pairs pairs_of(const lean_lane &lane, int32_t *movable) {
 #pragma unroll
     for (int c = 0; c < COLOURS; c++) p.x[c] = p.weight[c] = 0;
 #pragma unroll
-    for (int c = 0; c < FEW_COLOURS; c++) p.weight[c] = lean_tokens()[expert_of(lane, c)];
+    for (int c = 0; c < FEW_COLOURS; c++) p.weight[c] = tokens[expert_of(lane, c)];
     if (colours_of(lane) > FEW_COLOURS) {
 #pragma unroll
-        for (int c = FEW_COLOURS; c < COLOURS; c++)
-            p.weight[c] = lean_tokens()[expert_of(lane, c)];
+        for (int c = FEW_COLOURS; c < COLOURS; c++) p.weight[c] = tokens[expert_of(lane, c)];
     }
 #pragma unroll
     for (int c = 0; c < COLOURS; c++) sum += p.lower >> c & 1 ? p.weight[c] : 0;
@@ -135,16 +137,18 @@ DEVICE void write_hosts(const step &a, const lean_lane &lane, const pairs *p) {
     }
 }
 
-/* The plan of this warp's group: what it says of the group's hosts and ranks is written. */
-DEVICE pairs plan_group(const step &a, const lean_lane &lane) {
+/* The plan of this warp's group; writes: with what it says of the group's hosts and ranks. tokens:
+ * [E+1], the last one 0. */
+DEVICE pairs plan_group(const step &a, const lean_lane &lane, const int32_t *tokens, bool writes) {
     int32_t movable, ranks = ranks_of(lane);
     uint32_t all = ranks == 32 ? 0xffffffffu : (1u << ranks) - 1;
     effort spent = {0, 0, 0};
-    pairs p = pairs_of(lane, &movable);
+    pairs p = pairs_of(lane, tokens, &movable);
     p.load = lean_loads()[thread_index()];
     int32_t limit = larger(mean_of(warp_sum(p.load + movable), ranks), warp_max(p.load));
     spent.sweeps = sweep_until_level(&p, colours_of(lane), limit);
     if (votes(p.load > limit)) limit = meet_limit_pairs(&p, all, limit, &spent);
+    if (!writes) return p;
     int32_t most = warp_max(p.load);
     if (lane_index() == 0) {
         lean_sum *sum = lean_results();

@@ -63,7 +63,8 @@ DEVICE bool take_lean_totals(const step &a) {
             lean_total sum = {batch.count[k], (uint64_t)batch.count[k]};
             if (a.sources > 1) sum = add_sources(a.source_counts + e, a.sources, a.experts, sum);
             large |= sum.bits | (uint64_t)sum.tokens;
-            settle_expert(a, e, batch.expert[k], (int32_t)sum.tokens);
+            lean_tokens()[e] = (int32_t)sum.tokens;
+            settle_expert(a, batch.expert[k], (int32_t)sum.tokens, true);
         }
         fetch_experts(a, e, &batch);
     }
@@ -72,7 +73,7 @@ DEVICE bool take_lean_totals(const step &a) {
 
 /* False: it is not for this kernel after all, and nothing has come of it. */
 DEVICE bool solve_lean(const step &a) {
-    lean_lane lane = fetch_lane(a);
+    lean_lane lane = fetch_lane(a, block_threads() / 32);
     bool large = take_lean_totals(a);
     bool unfit = is_unfit(lane, LPLB__CUDA_LEAN_SOLVE, block_threads() / 32);
     if (block_any(large || unfit)) return false;
@@ -82,7 +83,7 @@ DEVICE bool solve_lean(const step &a) {
         for (int32_t e = thread_index(); e < a.experts; e += block_threads())
             a.counts[e] = lean_tokens()[e];
     }
-    if (ranks_of(lane)) plan_group(a, lane);
+    if (ranks_of(lane)) plan_group(a, lane, lean_tokens(), true);
     stamp(a, 6);
     block_barrier();
     if (thread_index() == 0) write_lean_report(a);

@@ -87,7 +87,8 @@ DEVICE void total_expert(const step &a, int32_t warps, int32_t e, uint64_t exper
     }
     lean_ways(a)[e] = {(int32_t)(sum + 1) / 2, (uint32_t)(expert >> 32)};
     if (a.counts) a.counts[e] = sum;
-    settle_expert(a, e, expert, (int32_t)sum);
+    lean_tokens()[e] = (int32_t)sum;
+    settle_expert(a, expert, (int32_t)sum, true);
 }
 
 /* Where among its expert's ids each of this thread's is. */
@@ -120,7 +121,7 @@ DEVICE void map_lean_ids(const step &a, const lean_ids &ids) {
 DEVICE bool step_lean(const step &a) {
     int32_t warp = warp_index() - a.solver_warps, warps = block_threads() / 32 - a.solver_warps;
     lean_ids ids;
-    lean_lane lane = fetch_lane(a);
+    lean_lane lane = fetch_lane(a, a.solver_warps);
     uint64_t expert = 0;
     if (thread_index() < a.experts) expert = fetch_expert(a, thread_index());
     if (warp >= 0) ids = fetch_lean_ids(a, warp);
@@ -145,7 +146,7 @@ DEVICE bool step_lean(const step &a) {
     if (warp >= 0) {
         place_lean_ids(a, warp, warps, &ids);
     } else if (ranks_of(lane)) {
-        pairs p = plan_group(a, lane);
+        pairs p = plan_group(a, lane, lean_tokens(), true);
 #pragma unroll
         for (int c = 0; c < COLOURS; c++)
             if (p.lower >> c & 1) lean_ways(a)[expert_of(lane, c)].end = p.x[c];

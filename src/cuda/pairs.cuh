@@ -28,30 +28,34 @@ DEVICE int32_t partner_of(const pairs *p, int32_t colour) {
     return (int32_t)(p->partners[colour / 4] >> 8 * (colour % 4) & 255);
 }
 
-/* Both hosts compute the same split: with loads a, b without the expert and the odd token to the
- * lower rank, clamp((w + b - a + odd) / 2, 0, w) is each one's own share. */
+/* Both hosts find the same: 5/8 of the difference of their loads moves to the lower rank, rounded
+ * as in pour_pair of exact.c, within what there is. What does not depend on the other's load is
+ * computed while it is under way. */
 template <int N> DEVICE bool sweep_pairs(pairs *p) {
-    int32_t changed = 0, own = p->load - p->x[0];
+    int32_t changed = 0;
 #pragma unroll
     for (int c = 0; c < N; c++) {
-        int32_t weight = p->weight[c];
-        int32_t other = shuffle(own, partner_of(p, c));
-        int32_t missing = weight + (int32_t)(p->lower >> c & 1) - own;
-        int32_t share = add_clamped(missing, other, 2 * weight + 1) >> 1;
-        int32_t next = c + 1 < N ? own - p->x[c + 1] : own;
+        int32_t other = shuffle(p->load, partner_of(p, c));
+        int32_t rest = p->load - p->x[c], own = 1 + 5 * (int32_t)(p->lower >> c & 1) - 5 * p->load;
+        int32_t share = add_clamped(p->x[c], (5 * other + own) >> 3, p->weight[c]);
         changed |= share ^ p->x[c];
         p->x[c] = share;
-        own = next + share;
+        p->load = rest + share;
     }
-    p->load = own;
     return changed != 0;
 }
 
-/* Until no rank is above the limit, or nothing changes any more, or long enough. Returns the sweeps
+/* From even shares, until no rank is above the limit, or nothing changes any more, or long enough;
+ * before, the load is what cannot move. Returns the sweeps
  * that changed something. The votes on a sweep are cast while the next one is under way, which is
  * taken back if it was one too many. */
 template <int N> DEVICE int32_t sweep_colours(pairs *p, int32_t limit) {
     bool changed = true;
+#pragma unroll
+    for (int c = 0; c < N; c++) {
+        p->x[c] = (p->weight[c] + (int32_t)(p->lower >> c & 1)) >> 1;
+        p->load += p->x[c];
+    }
     ROLLED
     for (int32_t sweeps = 0;; sweeps++) {
         bool moved = warp_any(changed), over = warp_any(sweeps == 0 || p->load > limit);
@@ -182,9 +186,14 @@ DEVICE int32_t limit_of_set(const pairs *p, uint32_t set) {
     return mean_of(warp_sum(set >> lane_index() & 1 ? p->load : 0), bits_set(set));
 }
 
-/* A first guess at the limit: what the fullest rank's tokens can reach. */
-DEVICE int32_t guess_pairs(const pairs *p, uint32_t all) {
-    int32_t most = warp_max(all >> lane_index() & 1 ? p->load : -1);
+/* Whether a set's tokens, none of which can leave, keep a rank from less than `most`. */
+DEVICE bool proves(const pairs *p, uint32_t set, int32_t most) {
+    int32_t tokens = warp_sum(set >> lane_index() & 1 ? p->load : 0);
+    return (int64_t)(most - 1) * bits_set(set) < tokens;
+}
+
+/* What the tokens of the lowest of the fullest ranks, those with `most`, can reach. */
+DEVICE uint32_t reach_of_fullest(const pairs *p, uint32_t all, int32_t most) {
     uint32_t givers = givers_of(p), reached = votes(p->load == most) & all, visited;
     reached &= 0 - reached; /* the lowest */
     ROLLED
@@ -192,12 +201,16 @@ DEVICE int32_t guess_pairs(const pairs *p, uint32_t all) {
         visited = reached;
         reached |= votes(givers & visited);
     } while (reached != visited);
-    return limit_of_set(p, visited);
+    return visited;
 }
 
-/* From the state after the sweeps: Newton's method on the limit, then the augmenting paths. */
+/* From the state after the sweeps: Newton's method on the limit, then the augmenting paths. Mostly
+ * what the fullest rank's tokens can reach is level, and proves that nothing is left to be done. */
 DEVICE int32_t meet_limit_pairs(pairs *p, uint32_t all, int32_t limit, effort *spent) {
-    limit = larger(limit, guess_pairs(p, all));
+    int32_t most = warp_max(all >> lane_index() & 1 ? p->load : -1);
+    uint32_t reached = reach_of_fullest(p, all, most);
+    if (proves(p, reached, most)) return most;
+    limit = larger(limit, limit_of_set(p, reached));
     pairs start = *p;
     pairs_search s = {0, 0, 0, 0};
     ROLLED

@@ -31,7 +31,7 @@ DEVICE uint64_t peer_word(uint64_t turn, uint32_t value) {
 }
 
 DEVICE uint64_t tag_word(const step &a, uint64_t turn) {
-    return peer_word(turn, (uint32_t)header_of(a)->tag);
+    return peer_word(turn, (uint32_t)state_of(a)->tag);
 }
 /* The row that the rank of our place on another node counted in this turn; if it did not, the words
  * say so to whoever gets them. */
@@ -184,7 +184,7 @@ DEVICE void check_tag(const step &a, uint64_t turn, int32_t source) {
         if (!look_again(a, source, &waited)) return;
         value = load_peer_word(word);
     }
-    if ((uint32_t)value == (uint32_t)header_of(a)->tag) return;
+    if ((uint32_t)value == (uint32_t)state_of(a)->tag) return;
     report_error(a, LPLB_DISAGREE, source);
     state_of(a)->failed = 1;
 }

@@ -175,15 +175,16 @@ static lplb_status choose_threads(lplb_cuda_planner *p, int shared_bytes) {
 
 /* How many blocks can run at a time, which those that wait for each other need. */
 static lplb_status measure_room(lplb_cuda_planner *p, int sms, int shared_bytes, int32_t n_sms) {
-    const void *kernel = (const void *)lplb__cuda_step_kernel;
+    lplb__cuda_kernel *const kernel[] = {lplb__cuda_step_kernel, lplb__cuda_lean_solve_kernel,
+                                         lplb__cuda_lean_step_kernel,
+                                         lplb__cuda_lean_blocks_kernel};
     int blocks_per_sm;
     /* Of the kernel, so also for the launches of larger planners: the most that there is. */
-    LPLB_CUDA_TRY(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    LPLB_CUDA_TRY(cudaFuncSetAttribute((const void *)lplb__cuda_lean_kernel,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, p->threads,
-                                                                p->step.shared.bytes));
+    for (int i = 0; i < 4; i++)
+        LPLB_CUDA_TRY(cudaFuncSetAttribute(
+            (const void *)kernel[i], cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    LPLB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks_per_sm, (const void *)kernel[0], p->threads, p->step.shared.bytes));
     if (blocks_per_sm < 1)
         return LPLB_FAIL(LPLB_UNSUPPORTED,
                          "a block of %d threads with %u bytes of shared memory does not fit a "

@@ -65,7 +65,10 @@ lplb_status lplb__cuda_planner_tag(const lplb_cuda_planner *planner, int32_t *ta
 
 /* One argument, the step. */
 typedef void lplb__cuda_kernel(const lplb__cuda_step step);
-extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_lean_kernel, lplb__cuda_ipm_kernel;
+extern lplb__cuda_kernel lplb__cuda_step_kernel, lplb__cuda_ipm_kernel;
+/* The small kernels, one for each kind of step (tables.h). */
+extern lplb__cuda_kernel lplb__cuda_lean_solve_kernel, lplb__cuda_lean_step_kernel,
+    lplb__cuda_lean_blocks_kernel;
 
 /* One launch of the fused kernel; everything is checked. */
 lplb_status lplb__cuda_launch(const lplb_cuda_planner *planner, lplb__cuda_step *step,

@@ -10,7 +10,7 @@
 
 __extension__ typedef __int128 wide;
 
-/* The arithmetic of a problem: below 2^30 tokens, any, any with speeds. */
+/* The arithmetic of a problem: below 2^28 tokens, any, any with speeds. */
 struct narrow_loads {
     typedef int32_t number;
     enum { speeds = 0 };
@@ -37,7 +37,7 @@ typedef struct rows_result {
 } rows_result;
 
 /* What a component still does; bits of status. */
-enum { COMPONENT_SWEEPS = 1, COMPONENT_CHANGED = 2, COMPONENT_OVER = 4, COMPONENT_RELAXES = 8 };
+enum { COMPONENT_SWEEPS = 1, COMPONENT_CHANGED = 2, COMPONENT_OVER = 4 };
 enum { ROWS_BARRIER = 1, LANES = LPLB__CUDA_LANES };
 
 template <typename K> struct rows {
@@ -163,9 +163,12 @@ template <typename K> DEVICE lane_state<K> state_of_lane(const rows<K> *r, lplb_
     return s;
 }
 
-/* The share of one of two hosts, half as far again from what it had. */
-template <typename T> DEVICE T relax_share(T share, T had, T tokens) {
-    return smaller(larger(share + (share - had) / 2, (T)0), tokens);
+/* The share of one of two hosts, the lower rank on an even lane: 5/8 of the difference of the loads
+ * moves to it, rounded as in pour_pair of exact.c. */
+template <typename T> DEVICE T share_of_pair(T had, T load, T tokens) {
+    T more = shuffle_xor(load, 1) - load, rounding = lane_index() & 1 ? 1 : 6;
+    T share = had + 5 * (more >> 3) + ((5 * (more & 7) + rounding) >> 3);
+    return smaller(larger(share, (T)0), tokens);
 }
 
 /* A chunk of groups of at most 32 lanes. */
@@ -179,16 +182,14 @@ DEVICE void pour_chunk(const rows<K> *r, lplb__cuda_lane at, lane_state<K> s, in
     if (K::speeds) {
         share = (T)pour_group_speed(group_of(at.group & 15), largest, used, level, s.tokens,
                                     s.speed);
-    } else if (largest == 2) {
-        T odd = !(lane_index() & 1);
-        share = (s.tokens + shuffle_xor(level, 1) - level + odd) >> 1;
-        share = smaller(larger(share, (T)0), s.tokens);
     } else {
-        share = pour_group(group_of(at.group & 15), largest, used, s.had > 0, level, s.tokens);
+        T pair = share_of_pair(s.had, level + s.had, s.tokens);
+        share = pair;
+        if (largest > 2)
+            share = pour_group(group_of(at.group & 15), largest, used, s.had > 0, level, s.tokens);
+        if ((at.group & 15) == 1) share = pair;
     }
     if (!active) return;
-    if (!K::speeds && (at.group & 15) == 1 && (s.status & COMPONENT_RELAXES))
-        share = relax_share(share, s.had, s.tokens);
     r->load[at.rank] = level + share;
     if (share == s.had) return;
     r->x[at.host] = share;
@@ -363,16 +364,14 @@ template <typename K> DEVICE bool judge_sweep(const rows<K> *r, int32_t sweeps, 
         bool swept = status & COMPONENT_SWEEPS, changed = status & COMPONENT_CHANGED;
         spent->sweeps += swept && changed;
         bool more = swept && changed && (status & COMPONENT_OVER) && sweeps < LPLB__MAX_SWEEPS;
-        int32_t next = r->component[c].relaxed ? COMPONENT_SWEEPS | COMPONENT_RELAXES
-                                               : COMPONENT_SWEEPS;
-        r->status[c] = more ? (uint32_t)next : 0;
+        r->status[c] = more ? COMPONENT_SWEEPS : 0;
         goes_on |= more;
     }
     return rows_any(r, goes_on);
 }
 
-/* From x = 0 and load = what cannot move; capacity is at the first limits. */
-template <typename K> DEVICE void pour_and_sweep(const rows<K> *r, effort *spent) {
+/* From even shares; capacity is at the first limits. */
+template <typename K> DEVICE void sweep_until_within(const rows<K> *r, effort *spent) {
     ROLLED
     for (int32_t sweeps = 1; r->n_rows > 0; sweeps++) {
         sweep_rows(r);

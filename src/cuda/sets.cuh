@@ -1,7 +1,7 @@
 /* The exact planner where a component has at most 64 ranks: one warp a component, sets of ranks are
  * words of 64 bits. While tokens are poured there is one lane a host, as in rows.cuh; in searches a
  * lane looks after two ranks and two experts, so that a level is a few instructions and one
- * reduction. Fewer than 2^30 tokens, equal speeds. Follows src/plan/exact.c. */
+ * reduction. Fewer than 2^28 tokens, equal speeds. Follows src/plan/exact.c. */
 #ifndef LPLB_CUDA_SETS_CUH
 #define LPLB_CUDA_SETS_CUH
 
@@ -23,7 +23,7 @@ typedef struct sets {
     int32_t *load;         /* [ranks] of the component */
     int32_t *x, *saved_x;  /* of all hosts */
     uint64_t *level;       /* [ranks] what a search reached at each depth */
-    int32_t ranks, chunks, relaxed;
+    int32_t ranks, chunks;
     uint32_t inverse;            /* floor((2^32 - 1) / (lane + 1)) */
     uint64_t hosts[OWN_EXPERTS]; /* of this lane's experts: movables lane and lane + 32 */
     uint64_t holds[OWN_EXPERTS]; /* hosts with tokens, when the phase began; */
@@ -47,7 +47,7 @@ DEVICE uint64_t rank_votes(bool low, bool high) { return (uint64_t)votes(high) <
 
 DEVICE uint64_t all_ranks(const sets *s) { return ~(uint64_t)0 >> (64 - s->ranks); }
 
-/* ---- steps 1 and 2: pour and sweep ---- */
+/* ---- steps 1 and 2: start and sweep ---- */
 
 /* sum / members, for up to 32 members and sums below 2^30; inverse is that of the members. The
  * product's upper half is the quotient or one less. */
@@ -79,23 +79,17 @@ DEVICE int32_t pour_members(const sets *s, const set_host &h, bool used, int32_t
     }
 }
 
-/* Two hosts: the halves differ by the difference of the loads; the odd token to the lower rank. */
-DEVICE int32_t pour_two(const set_host &h, int32_t level) {
-    int32_t odd = !(lane_index() & 1);
-    int32_t share = (h.tokens + shuffle_xor(level, 1) - level + odd) >> 1;
-    return smaller(larger(share, 0), h.tokens);
-}
-
 /* True if the share of this lane's host changed. */
-DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at, bool relax) {
+DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at) {
     bool used = h.host != LPLB__CUDA_NO_HOST;
     int32_t level = s->load[h.rank] - h.share, share; /* lanes without a host have rank 0 */
     warp_barrier(); /* a warp that has diverged shuffles slowly */
-    if (h.kind == 2) share = pour_two(h, level);
+    int32_t pair = share_of_pair(h.share, level + h.share, h.tokens);
+    if (h.kind == 2) share = pair;
     else if (h.kind <= 8) share = pour_members<8>(s, h, used, level);
     else if (h.kind <= 16) share = pour_members<16>(s, h, used, level);
     else share = pour_members<32>(s, h, used, level); /* one group */
-    if (relax && h.log2 == 1) share = relax_share(share, h.share, h.tokens);
+    if (h.log2 == 1) share = pair;
     if (!used || share == h.share) return false;
     s->load[h.rank] = level + share;
     at->share = share;
@@ -103,14 +97,14 @@ DEVICE bool pour_set(const sets *s, const set_host &h, set_host *at, bool relax)
 }
 
 /* All chunks of the component once. */
-DEVICE bool sweep_sets(const sets *s, bool relax) {
+DEVICE bool sweep_sets(const sets *s) {
     bool changed = false;
     set_host next = *s->host;
     ROLLED
     for (int32_t k = 0; k < s->chunks; k++) {
         set_host here = next;
         next = s->host[smaller(k + 1, s->chunks - 1) * LANES];
-        changed |= pour_set(s, here, s->host + k * LANES, relax);
+        changed |= pour_set(s, here, s->host + k * LANES);
         warp_barrier();
     }
     return votes(changed) != 0;
@@ -132,7 +126,7 @@ DEVICE uint64_t ranks_above(const sets *s, int32_t limit) {
 DEVICE void sweep_until_within(sets *s, int32_t limit, effort *spent) {
     ROLLED
     for (int32_t sweeps = 1; sweeps <= LPLB__MAX_SWEEPS; sweeps++) {
-        bool changed = sweep_sets(s, s->relaxed && sweeps > 1);
+        bool changed = sweep_sets(s);
         take_loads(s);
         if (!changed) return;
         spent->sweeps++;
@@ -327,8 +321,17 @@ DEVICE int32_t take_experts(sets *s, const lplb__cuda_set *set, const lplb__cuda
     return tokens;
 }
 
-/* What the lanes have to know for pouring. chunk: the component's, in the table that lane is this
- * lane's first of. */
+/* Of the tokens of this lane's expert, which is in one group. */
+DEVICE int32_t even_share(const sets *s, const set_host &h) {
+    bool used = h.host != LPLB__CUDA_NO_HOST;
+    uint32_t lanes = votes(used) & group_of(h.log2).lanes;
+    int32_t hosts = larger(bits_set(lanes), 1);
+    int32_t each = divide_by_members(h.tokens, hosts, shuffle(s->inverse, hosts - 1));
+    return used ? each + (bits_set(lanes & lanes_below()) < h.tokens - each * hosts) : 0;
+}
+
+/* What the lanes have to know for pouring, and the even shares that it starts from. chunk: the
+ * component's, in the table that lane is this lane's first of. */
 DEVICE void take_hosts(const sets *s, const uint32_t *chunk, const lplb__cuda_lane *lane,
                        int32_t first_rank) {
 #pragma unroll 4
@@ -336,13 +339,15 @@ DEVICE void take_hosts(const sets *s, const uint32_t *chunk, const lplb__cuda_la
         lplb__cuda_lane at = lane[LPLB__CUDA_CHUNK(chunk[k]) * LANES];
         set_host h;
         h.tokens = (int32_t)s->tokens[at.expert];
-        h.share = 0;
         h.host = at.host;
         h.rank = at.host == LPLB__CUDA_NO_HOST ? 0 : (uint16_t)(at.rank - first_rank);
         h.kind = (uint16_t)LPLB__CUDA_CHUNK_KIND(chunk[k]);
         h.log2 = at.group & 15;
+        h.share = even_share(s, h);
+        if (h.share) atomic_add(&s->load[h.rank], h.share);
         s->host[k * LANES] = h;
     }
+    warp_barrier();
 }
 
 DEVICE void write_shares(const sets *s) {
@@ -354,14 +359,17 @@ DEVICE void write_shares(const sets *s) {
     warp_barrier();
 }
 
-/* load holds what cannot move, in the end all; x: the shares. Returns the optimal limit. */
-DEVICE int32_t solve_sets(sets *s, int32_t movable, effort *spent) {
-    s->inverse = 0xffffffffu / (uint32_t)(lane_index() + 1);
+/* The bounds known at first: the mean, and each rank's load that cannot move. */
+DEVICE int32_t first_limit(sets *s, int32_t movable) {
     take_loads(s);
     int32_t fixed = s->loads[0] + s->loads[1];
     int32_t all = warp_sum(fixed + movable);
     int32_t limit = (int32_t)(((uint32_t)all + (uint32_t)s->ranks - 1) / (uint32_t)s->ranks);
-    limit = larger(limit, warp_max(larger(s->loads[0], s->loads[1])));
+    return larger(limit, warp_max(larger(s->loads[0], s->loads[1])));
+}
+
+/* From even shares; x: the shares. Returns the optimal limit. */
+DEVICE int32_t solve_sets(sets *s, int32_t limit, effort *spent) {
     sweep_until_within(s, limit, spent);
     write_shares(s);
     return ranks_above(s, limit) ? meet_limit_sets(s, limit, spent) : limit;

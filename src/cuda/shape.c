@@ -28,18 +28,23 @@ static void take_for_plan(const lplb__cuda_step *step, uint32_t *bytes, lplb__cu
 static void take_for_map(const lplb__cuda_step *step, uint32_t *bytes, lplb__cuda_shared *s) {
     int64_t E = step->experts, P = step->slots;
     int64_t choices = step->local.nodes ? LPLB__CUDA_CHOICES(E, P) : 0;
-    s->way = take(bytes, E + 1, sizeof(int64_t));
     s->end = take(bytes, P, sizeof(int32_t));
     s->slot = take(bytes, step->local.nodes ? P : 0, sizeof(uint16_t));
     s->local_room = take(bytes, choices, sizeof(int64_t));
     s->local_before = take(bytes, choices, sizeof(int64_t));
     s->local_taken = take(bytes, choices, sizeof(int32_t));
+    if (*bytes < LPLB__CUDA_LEAN_BYTES) *bytes = LPLB__CUDA_LEAN_BYTES; /* they lie at 0 */
+    s->way = take(bytes, E + 1, sizeof(int64_t));
 }
 
 void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, lplb__cuda_shared *s) {
     int64_t E = step->experts, P = step->slots, G = step->ranks;
     int64_t id_warps = threads / LPLB__CUDA_LANES - step->solver_warps;
-    uint32_t bytes = 0;
+    /* A barrier lies between the two, so they have the same place. */
+    uint32_t plan_end = 0, map_end = 0;
+    take_for_plan(step, &plan_end, s);
+    take_for_map(step, &map_end, s);
+    uint32_t bytes = plan_end > map_end ? plan_end : map_end;
     s->state = take(&bytes, 1, LPLB__CUDA_STATE_BYTES);
     s->tables = take(&bytes, step->tables.hot_bytes, 1);
     s->tokens = take(&bytes, E, sizeof(int64_t));
@@ -52,11 +57,7 @@ void lplb__cuda_share_memory(const lplb__cuda_step *step, int32_t threads, lplb_
     s->seen = take(&bytes, id_warps * LPLB__CUDA_SEEN_STRIDE(E), sizeof(uint32_t));
     s->number = take(&bytes, id_warps * LPLB__CUDA_NUMBER_STRIDE(E), sizeof(uint16_t));
     s->kept = take(&bytes, id_warps * LPLB__CUDA_LANES * LPLB__CUDA_KEPT_IDS, sizeof(uint32_t));
-    /* A barrier lies between the two, so they have the same place. */
-    uint32_t plan_end = bytes, map_end = bytes;
-    take_for_plan(step, &plan_end, s);
-    take_for_map(step, &map_end, s);
-    s->bytes = plan_end > map_end ? plan_end : map_end;
+    s->bytes = bytes;
 }
 
 /* A block alone need not share its counts; many share among them what each id costs. */

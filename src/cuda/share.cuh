@@ -15,6 +15,45 @@
 DEVICE uint64_t word_of(uint32_t epoch, uint32_t value) { return (uint64_t)epoch << 32 | value; }
 DEVICE bool is_of_epoch(uint64_t word, uint32_t epoch) { return (uint32_t)(word >> 32) == epoch; }
 
+/* What device memory says when a step begins. */
+typedef struct memory_now {
+    uint64_t epoch, turn;
+    int32_t tag;
+} memory_now;
+
+DEVICE memory_now read_memory(const step &a) {
+    memory_now now = {0, 0, 0};
+    if (a.blocks > 1) now.epoch = load_word(&a.memory->epoch) + 1;
+    if (!a.peers.turns) return now;
+    now.turn = next_turn(a);
+    now.tag = ((const lplb__cuda_header *)a.block)->tag;
+    return now;
+}
+
+/* By the first `threads` threads. */
+DEVICE void begin_state(const step &a, const memory_now &now, int32_t threads) {
+    clear_quads(a.shared.state, sizeof(block_state), thread_index(), threads);
+    warp_barrier(); /* the state's first quads were cleared by this warp */
+    if (thread_index() != 0) return;
+    block_state *state = state_of(a);
+    state->narrow = 1;
+    state->bound_denominator = 1;
+    state->turn = now.turn;
+    state->tag = now.tag;
+    state->epoch = (uint32_t)now.epoch;
+    if (a.reuse) state->cached = a.memory->cached;
+    if (a.reuse) state->current = a.memory->current;
+}
+
+/* The warps that look after ids: the first tile is counted and numbered. */
+DEVICE void begin_ids(const step &a, const id_range &range) {
+    int64_t raw[FETCHED];
+    fetch_ids(a, range, range.begin, 0, raw);
+    clear_numbers(a, range);
+    clear_seen(a, range);
+    number_tile(a, range, range.begin, raw);
+}
+
 /* Words of an expert's counts, by block, for the block that adds them up. */
 DEVICE uint64_t *counts_of_blocks(const step &a, int32_t e) {
     return a.words + (int64_t)e * a.blocks;

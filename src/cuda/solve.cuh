@@ -11,8 +11,8 @@
 
 /* As in src/plan/planner.c. */
 enum { TOLERANCE_BITS = 16 };
-/* Below this total, 32-bit loads are enough for every sum the planners make. */
-enum { NARROW_BITS = 30 };
+/* Below this total, 32 bits are enough for what the planners compute: up to five times a load. */
+enum { NARROW_BITS = 28 };
 
 /* ---- totals ---- */
 
@@ -80,7 +80,8 @@ DEVICE_CALL bool take_totals(const step &a) {
     int32_t shift = narrow_shift(a);
     uint64_t large = header_of(a)->speeds;
     bool own = !a.source_counts && !shares_with_peers(a);
-    if (shares_with_peers(a) && !take_peers(a)) large = 1;
+    if (shares_with_peers(a) && (state_of(a)->taken ? state_of(a)->failed : !take_peers(a)))
+        large = 1;
     ROLLED
     for (int32_t e = first_expert(a); e < a.experts; e += block_threads()) {
         if (!agrees(a, e)) {
@@ -117,7 +118,7 @@ DEVICE void add_halves(const step &a, int64_t count, int64_t detail) {
     atomic_add(&state->low, count & 0x7fffffff);
 }
 
-/* load in 64 bits of what cannot move, and no tokens on any host. */
+/* load in 64 bits of what cannot move. */
 DEVICE void load_wide(const step &a) {
     int64_t *load = shared_array(a, load, int64_t);
     const int64_t *tokens = shared_array(a, tokens, int64_t);
@@ -125,7 +126,6 @@ DEVICE void load_wide(const step &a) {
     const uint16_t *rank_id = table(a, rank_id, uint16_t);
     bool fixed = a.fixed && !state_of(a)->failed;
     block_barrier();
-    clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
     ROLLED
     for (int32_t q = thread_index(); q < a.ranks; q += block_threads())
         load[q] = fixed ? a.fixed[rank_id[q]] : 0;
@@ -174,13 +174,15 @@ DEVICE_CALL void settle_totals(const step &a) {
 
 /* ---- even ---- */
 
-template <typename T> DEVICE void split_evenly(const step &a, bool take_back) {
+/* By threads from.. in steps of `threads`. */
+template <typename T>
+DEVICE void split_evenly(const step &a, bool take_back, int32_t from, int32_t threads) {
     const lplb__cuda_host *host = table(a, host, lplb__cuda_host);
     const lplb__cuda_expert *expert = table(a, expert, lplb__cuda_expert);
     const int64_t *tokens = shared_array(a, tokens, int64_t);
     T *x = shared_array(a, x, T), *load = shared_array(a, load, T);
     ROLLED
-    for (int32_t h = thread_index(); h < header_of(a)->hosts; h += block_threads()) {
+    for (int32_t h = from; h < header_of(a)->hosts; h += threads) {
         const lplb__cuda_expert e = expert[host[h].expert];
         T all = (T)tokens[host[h].expert], share = all / e.hosts, rest = all % e.hosts;
         share += h - e.first_host < rest;
@@ -208,7 +210,7 @@ template <typename T> DEVICE bool is_tolerable(const step &a, int64_t total) {
 /* The even split if the step wants it; true: it stays. */
 template <typename T> DEVICE bool settle_for_even(const step &a) {
     block_state *state = state_of(a);
-    split_evenly<T>(a, false);
+    split_evenly<T>(a, false, thread_index(), block_threads());
     block_barrier();
     if (a.solver == LPLB_SOLVER_EVEN || state->failed) {
         if (a.tolerance && !state->failed && is_tolerable<T>(a, state->total))
@@ -220,7 +222,7 @@ template <typename T> DEVICE bool settle_for_even(const step &a) {
         state->outcome = LPLB_OUTCOME_WITHIN_TOLERANCE;
         return true;
     }
-    split_evenly<T>(a, true);
+    split_evenly<T>(a, true, thread_index(), block_threads());
     block_barrier();
     return false;
 }
@@ -337,20 +339,21 @@ DEVICE_CALL void solve_components_as_sets(const step &a) {
     s.tokens = shared_array(a, tokens, int64_t);
     s.x = shared_array(a, x, int32_t);
     s.saved_x = shared_array(a, saved_x, int32_t);
+    s.inverse = 0xffffffffu / (uint32_t)(lane_index() + 1);
     ROLLED
     for (int32_t c = warp_index(); c < header_of(a)->components; c += a.solver_warps) {
         const lplb__cuda_component here = component[c];
         s.ranks = here.ranks;
         s.chunks = here.chunks;
-        s.relaxed = here.relaxed;
         s.host = shared_array(a, set_hosts, set_host) + here.first_chunk * LANES + lane_index();
         s.load = shared_array(a, load, int32_t) + here.first_rank;
         s.level = shared_array(a, key, uint64_t) + here.first_rank;
         int32_t movable = take_experts(&s, cold_table(a, set, lplb__cuda_set) + here.first_movable,
                                        table(a, expert, lplb__cuda_expert), here.movables);
+        int32_t limit = first_limit(&s, movable);
         take_hosts(&s, cold_table(a, own_chunk, uint32_t) + here.first_chunk,
                    cold_table(a, lane, lplb__cuda_lane) + lane_index(), here.first_rank);
-        int32_t limit = solve_sets(&s, movable, &spent);
+        limit = solve_sets(&s, limit, &spent);
         if (lane_index() == 0)
             atomic_max((uint64_t *)&state_of(a)->bound_numerator, (uint64_t)limit);
     }
@@ -413,7 +416,9 @@ template <typename K> DEVICE_CALL void solve_components_as_rows(const step &a) {
     limit bound = {0, 1};
     first_limits(&r, movable_tokens(a, &r));
     rows_barrier(&r);
-    pour_and_sweep(&r, &spent);
+    split_evenly<typename K::number>(a, false, thread_index(), r.threads);
+    rows_barrier(&r);
+    sweep_until_within(&r, &spent);
     ROLLED
     for (int32_t c = 0; c < r.components; c++) {
         limit t = meet_limit_rows(&r, c, r.limits[c], &spent);
@@ -458,8 +463,6 @@ DEVICE_CALL bool settle(const step &a, bool large) {
 
 /* All threads: everything before the planner itself. False: nothing is left to it. */
 DEVICE bool prepare_plan(const step &a) {
-    if (header_of(a)->engine == LPLB__CUDA_ROWS)
-        clear_shared(a.shared.x, a.slots * (int32_t)sizeof(int64_t));
     bool others = a.source_counts || a.fixed || shares_with_peers(a);
     bool large = block_any(others ? take_totals(a) : take_own_totals(a));
     if (!large && !a.reuse && !a.tolerance && a.solver != LPLB_SOLVER_EVEN) return true;

@@ -3,6 +3,7 @@
  * all that blocks wait for. */
 #include "cuda/ids.cuh"
 #include "cuda/ipm.cuh"
+#include "cuda/lean_blocks.cuh"
 #include "cuda/lean_solve.cuh"
 #include "cuda/lean_step.cuh"
 #include "cuda/peers.cuh"
@@ -10,48 +11,25 @@
 #include "cuda/share.cuh"
 #include "cuda/solve.cuh"
 
-/* By threads from.. in steps of `threads`, each of which must await_quads. */
-DEVICE void send_quads(uint32_t to, const quad *source, int32_t quads, int32_t from,
-                       int32_t threads) {
-    quad *target = (quad *)(shared_memory() + to);
-    ROLLED
-    for (int32_t i = from; i < quads; i += threads) send_quad(&target[i], &source[i]);
-}
-
-/* The warps that look after ids: the first tile is counted and numbered. */
-DEVICE void begin_ids(const step &a, const id_range &range) {
-    int64_t raw[FETCHED];
-    fetch_ids(a, range, range.begin, 0, raw);
-    clear_numbers(a, range);
-    clear_seen(a, range);
-    number_tile(a, range, range.begin, raw);
+/* The warps that plan: what they need of the tables. */
+DEVICE void send_tables(const step &a, int32_t from, int32_t threads) {
+    int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
+    int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
+    send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16, from,
+               threads);
+    send_quads(a.shared.edges, cold_table(a, edge, quad), edge_words / 4, from, threads);
+    clear_quads(a.shared.load, a.ranks * (int32_t)sizeof(int64_t), from, threads);
 }
 
 /* The warps that plan: tables, gathered counts, everything else that starts from zero. All that is
  * read is under way before anything is waited for. */
 DEVICE void begin_plan(const step &a) {
-    uint64_t epoch = a.blocks > 1 ? load_word(&a.memory->epoch) + 1 : 0;
-    uint64_t turn = a.peers.turns ? next_turn(a) : 0;
+    memory_now now = read_memory(a);
     int32_t t = thread_index(), threads = a.solver_warps * 32;
-    int32_t components = smaller(a.solver_warps, a.ranks / 2); /* at most that many have edges */
-    int32_t edge_words = components * LPLB__CUDA_PAIR_COLOURS * LPLB__CUDA_LANES;
-    send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16, t,
-               threads);
-    send_quads(a.shared.edges, cold_table(a, edge, quad), edge_words / 4, t, threads);
-    clear_quads(a.shared.state, sizeof(block_state), t, threads);
+    send_tables(a, t, threads);
     clear_quads(a.shared.own, a.experts * (int32_t)sizeof(uint32_t), t, threads);
-    clear_quads(a.shared.load, a.ranks * (int32_t)sizeof(int64_t), t, threads);
     if (a.source_counts && (a.stages & LPLB__CUDA_STAGE_COUNT)) gather_sources(a, t, threads);
-    warp_barrier(); /* the state's first quads were cleared by this warp */
-    if (t == 0) {
-        block_state *state = state_of(a);
-        state->narrow = 1;
-        state->bound_denominator = 1;
-        state->turn = turn;
-        state->epoch = (uint32_t)epoch;
-        if (a.reuse) state->cached = a.memory->cached;
-        if (a.reuse) state->current = a.memory->current;
-    }
+    begin_state(a, now, threads);
     await_quads();
 }
 
@@ -68,7 +46,7 @@ DEVICE_CALL void find_given_split(const step &a) {
     if (state_of(a)->failed) {
         forget_counts(a);
         block_barrier();
-        split_evenly<int64_t>(a, false);
+        split_evenly<int64_t>(a, false, thread_index(), block_threads());
     }
 }
 
@@ -238,18 +216,10 @@ DEVICE void map_ids(const step &a, const id_range &range) {
     map_block(a, range);
 }
 
-DEVICE void run_step(const step &a) {
-    bool counts = a.stages & LPLB__CUDA_STAGE_COUNT, maps = a.stages & LPLB__CUDA_STAGE_MAP;
-    bool solves = a.stages & LPLB__CUDA_STAGE_SOLVE, first = block_index() == 0;
-    id_range range = range_of_block(a);
-    if (range.warp < 0) begin_plan(a);
-    else if (counts) begin_ids(a, range);
-    if (a.source_counts && !counts) gather_sources(a, thread_index(), block_threads());
-    stamp(a, 1);
-    block_barrier();
-    stamp(a, 2);
-    if (counts) share_counts(a, range);
-    stamp(a, 4);
+/* Once the step's own counts are known: everything else. */
+DEVICE void finish_step(const step &a, const id_range &range) {
+    bool maps = a.stages & LPLB__CUDA_STAGE_MAP, solves = a.stages & LPLB__CUDA_STAGE_SOLVE;
+    bool first = block_index() == 0;
     if (maps || (first && solves)) {
         find_split(a, range);
         if (maps && a.blocks > 1 && range.warp >= 0) number_blocks(a, range);
@@ -271,39 +241,65 @@ DEVICE void run_step(const step &a) {
     advance_memory(a);
 }
 
+DEVICE void run_step(const step &a) {
+    bool counts = a.stages & LPLB__CUDA_STAGE_COUNT;
+    id_range range = range_of_block(a);
+    if (range.warp < 0) begin_plan(a);
+    else if (counts) begin_ids(a, range);
+    if (a.source_counts && !counts) gather_sources(a, thread_index(), block_threads());
+    stamp(a, 1);
+    block_barrier();
+    stamp(a, 2);
+    if (counts) share_counts(a, range);
+    stamp(a, 4);
+    finish_step(a, range);
+}
+
 KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_step_kernel(const LPLB__CUDA_CONSTANT step a) {
     stamp(a, 0);
     run_step(a);
 }
 
-/* A function of its own, or its needs would slow down what is small. */
+/* Functions of their own, or their needs would slow down what is small: the whole step, */
 DEVICE_CALL void run_apart(const step &a) { run_step(a); }
 
-/* For small problems; the whole step is in it for what turns out to be none. */
-KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_lean_kernel(const LPLB__CUDA_CONSTANT step a) {
+/* and what is left of it when the counts turn out not to be for the small kernel. */
+DEVICE_CALL void resume_step(const step &a, id_range range) {
+    if (thread_index() == 0) state_of(a)->taken = shares_with_peers(a);
+    send_tables(a, thread_index(), block_threads());
+    await_quads();
+    block_barrier();
+    finish_step(a, range);
+}
+
+/* For small problems; the whole step is in them for what turns out to be none. A kernel of its own
+ * for each kind: what is not run makes the rest slower too. */
+KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_lean_solve_kernel(const LPLB__CUDA_CONSTANT step a) {
     stamp(a, 0);
-    bool done = a.lean.kind == LPLB__CUDA_LEAN_SOLVE ? solve_lean(a) : step_lean(a);
-    if (!done) run_apart(a);
+    if (!solve_lean(a)) run_apart(a);
+}
+
+KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_lean_step_kernel(const LPLB__CUDA_CONSTANT step a) {
+    stamp(a, 0);
+    if (!step_lean(a)) run_apart(a);
+}
+
+KERNEL void LPLB__CUDA_BOUNDS lplb__cuda_lean_blocks_kernel(const LPLB__CUDA_CONSTANT step a) {
+    stamp(a, 0);
+    if (!step_lean_blocks(a)) run_apart(a);
 }
 
 /* ---- the interior-point method ---- */
 
 DEVICE void begin_ipm(const step &a) {
-    clear_shared(a.shared.state, sizeof(block_state));
+    memory_now now = read_memory(a);
     clear_shared(a.shared.load, a.ranks * (int32_t)sizeof(int64_t));
     clear_shared(a.ipm.result, sizeof(ipm_total));
     send_quads(a.shared.tables, (const quad *)a.block, (int32_t)a.tables.hot_bytes / 16,
                thread_index(), block_threads());
     if (a.source_counts) gather_sources(a, thread_index(), block_threads());
+    begin_state(a, now, block_threads());
     await_quads();
-    warp_barrier(); /* the state was cleared by the first warp */
-    if (thread_index() != 0) return;
-    block_state *state = state_of(a);
-    state->narrow = 1;
-    state->bound_denominator = 1;
-    if (a.peers.turns) state->turn = next_turn(a);
-    if (a.reuse) state->cached = a.memory->cached;
-    if (a.reuse) state->current = a.memory->current;
 }
 
 /* One block. */

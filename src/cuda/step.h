@@ -17,8 +17,8 @@ enum {
 /* Of the block's state (block.cuh). */
 enum { LPLB__CUDA_STATE_BYTES = 192 };
 
-/* Ids of a thread in the small kernel. */
-enum { LPLB__CUDA_LEAN_ROUNDS = 4 };
+/* Of the small kernel: ids of a thread; bytes of a block's shared memory that its plans take. */
+enum { LPLB__CUDA_LEAN_ROUNDS = 4, LPLB__CUDA_LEAN_BYTES = 2112 };
 
 /* Ids of a thread in a tile. */
 enum { LPLB__CUDA_KEPT_IDS = 18 };
@@ -37,7 +37,8 @@ enum { LPLB__CUDA_MAX_BLOCKS = 160 };
 /* Words of all blocks' counts, for two steps: four experts to a line of 16 words. */
 #define LPLB__CUDA_TOTAL_WORDS(experts) (2 * 16 * (((experts) + 3) / 4))
 
-/* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. */
+/* Offsets in bytes into a block's shared memory. Sizes are for the largest shape. The small
+ * kernels' plans lie at 0, where there is nothing that they use besides. */
 typedef struct lplb__cuda_shared {
     uint32_t state;
     uint32_t tables; /* their hot sections */

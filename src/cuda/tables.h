@@ -45,7 +45,7 @@ typedef struct lplb__cuda_component {
     uint16_t first_rank, ranks, colours;
     uint16_t first_movable, movables; /* in `set` */
     uint16_t first_chunk, chunks;     /* SETS: in `own_chunk` */
-    uint16_t relaxed;                 /* as in plan/exact_layout.h */
+    uint16_t unused;
 } lplb__cuda_component;
 
 /* Pairs: what lane r of a component's warp does in a colour. 0 = nothing. */
@@ -87,6 +87,7 @@ enum {
  * self and expert = E, which has no tokens. */
 enum { LPLB__CUDA_LEAN_GROUPS = 16, LPLB__CUDA_LEAN_QUADS = 3, LPLB__CUDA_LEAN_EXPERTS = 1024 };
 enum { LPLB__CUDA_LEAN_SOLVE = 1, LPLB__CUDA_LEAN_STEP = 2 }; /* what can be done by them */
+enum { LPLB__CUDA_LEAN_BLOCKS = 4 };                          /* a step by many blocks */
 typedef struct lplb__cuda_lean_lane {
     uint16_t rank;          /* or NO_HOST */
     uint8_t ranks, colours; /* of the group */

@@ -2,20 +2,21 @@
  *
  * The ranks fall into components that share no expert; each is solved on its own. Canonical rule
  * (docs/math.md, "One answer"), which the GPU follows step by step:
- *   1. Pour. Experts with two or more hosts ("movable"), by (colour, expert id), pour their tokens
- *      over their hosts so that the lowest loads rise first; the odd tokens go to the lower ranks.
- *      Experts of one colour share no rank.
- *   2. Sweep. The same again, each expert taking its tokens back first (block coordinate descent on
- *      the sum of squares), until a sweep changes nothing, or no rank exceeds the first lower bound
- *      (mean and heaviest fixed load), or LPLB__MAX_SWEEPS. In a component with an expert of more
- *      than two hosts, and equal speeds, experts of two hosts then go half as far again
- *      (over-relaxation, Young 1954): tokens have long ways there.
+ *   1. Start. The tokens of an expert with two or more hosts ("movable") lie evenly on its hosts,
+ * the odd ones on the lower ranks.
+ *   2. Sweep. Movable experts, by (colour, expert id), level their hosts; experts of one colour
+ *      share no rank. One of two hosts, with equal speeds, moves 5/8 of the difference of their
+ *      loads, a quarter more than would make them equal (over-relaxation, Young 1954). All others
+ *      take their tokens back and pour them so that the lowest loads rise first, odd tokens to the
+ *      lower ranks (block coordinate descent on the sum of squares). Until a sweep changes nothing,
+ *      or no rank exceeds the first lower bound (mean and heaviest fixed load), or
+ *      LPLB__MAX_SWEEPS.
  *   3. Bound. The least capacity t* is found by Newton's method (Dinkelbach, 1967) on the sets at
  *      which step 4 gets stuck. t* is unique, so how it is found cannot change the answer.
  *   4. Augment. From the state after step 2, in phases: breadth-first levels from all ranks above
  *      their capacity at t*, along experts that have tokens on a reached rank. The parent of a rank
  *      is the lowest rank of the level before that reaches it, by the first such expert in the
- * order of step 1. In the first level where ranks have room, each of them, lowest first, receives
+ * order of step 2. In the first level where ranks have room, each of them, lowest first, receives
  * as much as its path from its root still allows. A phase without room means that the reached set S
  * keeps all its tokens: load(S) = W(S), which is the certificate (max-flow/min-cut). Capacities are
  * integers, so are all the moves. */
@@ -204,7 +205,6 @@ static void lay_out_slots(lplb__exact *x) {
         }
         component *c = &x->component[expert->component];
         if (!c->movables++) c->first_movable = m;
-        c->relaxed |= expert->hosts > 2;
     }
     int32_t *filled = x->parent_rank;
     memset(filled, 0, sizeof(int32_t) * (size_t)hosts->ranks);
@@ -243,27 +243,40 @@ lplb_status lplb__exact_init(lplb__exact **out, const lplb_hosts *hosts, const i
     return LPLB_OK;
 }
 
-/* ---- steps 1 and 2: pour and sweep ---- */
+/* ---- steps 1 and 2: start and sweep ---- */
+
+/* Every movable expert's tokens evenly on its hosts. */
+static void start_evenly(lplb__exact *x, const component *c) {
+    for (int32_t m = c->first_movable; m < c->first_movable + c->movables; m++) {
+        const movable *expert = &x->movable[m];
+        int64_t each = x->weight[m] / expert->hosts, odd = x->weight[m] % expert->hosts;
+        for (int32_t i = 0; i < expert->hosts; i++) {
+            int64_t share = each + (i < odd);
+            x->x[expert->begin + i] = share;
+            x->load[x->slot_rank[expert->begin + i]] += share;
+        }
+    }
+}
 
 static inline int64_t clamp(int64_t share, int64_t weight) {
     share = share < 0 ? 0 : share;
     return share > weight ? weight : share;
 }
 
-/* Two hosts, equal speeds: the halves differ by the difference of the loads, within [0, w]; with
- * relax (0 or 1) half as far again from the shares before. */
+/* Two hosts, equal speeds: floor((5 difference + 6) / 8) tokens go to the lower rank, within [0,
+ * w]. The higher rank would find the same by floor((5 difference + 1) / 8). A single odd token then
+ * stays on the lower rank, wherever it was: differences of 0 and -1 move nothing. */
 static inline bool pour_pair(int64_t *restrict load, int64_t *restrict x, const int32_t *rank,
-                             int64_t weight, int relax) {
+                             int64_t weight) {
     int32_t u = rank[0], v = rank[1];
-    int64_t before = x[0], a = load[u] - before, b = load[v] - x[1];
-    int64_t share = clamp((weight + b - a + 1) >> 1, weight); /* odd token: the lower rank */
-    if (relax) share = clamp(share + (share - before) / 2, weight);
-    bool changed = (share != before) | (weight - share != x[1]); /* x is 0, 0 before the first */
+    int64_t before = x[0], more = load[v] - load[u]; /* five times as much may need 65 bits */
+    int64_t share = clamp(before + 5 * (more >> 3) + ((5 * (more & 7) + 6) >> 3), weight);
+    int64_t moved = share - before;
     x[0] = share;
     x[1] = weight - share;
-    load[u] = a + share;
-    load[v] = b + weight - share;
-    return changed;
+    load[u] += moved;
+    load[v] -= moved;
+    return moved != 0;
 }
 
 /* Any number of hosts: the common level is the mean over the hosts that stay below it; hosts above
@@ -337,18 +350,16 @@ static bool pour_speed(lplb__exact *x, const movable *expert, int64_t weight) {
     return changed;
 }
 
-static bool sweep(lplb__exact *x, const component *c, bool first) {
+static bool sweep(lplb__exact *x, const component *c) {
     const movable *expert = x->movable + c->first_movable;
     const int64_t *weight = x->weight + c->first_movable;
     int64_t *load = x->load, *share = x->x;
     const int32_t *rank = x->slot_rank;
     bool changed = false, speeds = x->limits.kind == LIMIT_SPEED;
-    int relax = c->relaxed && !first;
     for (int32_t m = 0; m < c->movables; m++) {
         int32_t s = expert[m].begin;
         if (speeds) changed |= pour_speed(x, &expert[m], weight[m]);
-        else if (expert[m].hosts == 2)
-            changed |= pour_pair(load, share + s, rank + s, weight[m], relax);
+        else if (expert[m].hosts == 2) changed |= pour_pair(load, share + s, rank + s, weight[m]);
         else changed |= pour_unit(x, &expert[m], weight[m]);
     }
     return changed;
@@ -552,7 +563,8 @@ static lplb_status solve_component(lplb__exact *x, const component *c, lplb__lim
     if (!c->movables) return LPLB_OK;
     lplb__limit_capacities(&x->limits, *t, c->first_rank, c->ranks, x->capacity);
     int32_t sweeps = 0;
-    while (sweep(x, c, sweeps == 0) && ++sweeps < LPLB__MAX_SWEEPS && !within_capacity(x, c)) {}
+    start_evenly(x, c);
+    while (sweep(x, c) && ++sweeps < LPLB__MAX_SWEEPS && !within_capacity(x, c)) {}
     plan->sweeps += sweeps;
     if (within_capacity(x, c)) return LPLB_OK;
     return meet_limit(x, c, t, plan);
@@ -568,10 +580,6 @@ static void load_batch(lplb__exact *x, const lplb__batch *batch, int64_t *split)
         split[x->single_split[i]] = tokens;
     }
     for (int32_t m = 0; m < x->n_movables; m++) x->weight[m] = batch->tokens[x->movable[m].expert];
-    if (x->n_movables) {
-        const movable *last = &x->movable[x->n_movables - 1];
-        memset(x->x, 0, sizeof(int64_t) * (size_t)(last->begin + last->hosts));
-    }
 }
 
 /* W(proof) afresh from the batch: the claim of optimality rests on this, not on the search. */

@@ -16,7 +16,6 @@ typedef struct lplb__movable {
 typedef struct lplb__component {
     int32_t first_rank, ranks; /* positions [first_rank, first_rank + ranks) */
     int32_t first_movable, movables;
-    int32_t relaxed; /* nonzero: sweeps after the first over-relax its pairs */
 } lplb__component;
 
 /* Points into the planner; valid while it lives. */

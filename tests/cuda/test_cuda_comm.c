@@ -13,7 +13,7 @@
 #include "gpu.h"
 #include "meeting.h"
 
-enum { MOST_IDS = 700 };
+enum { FEW_IDS = 700, MOST_IDS = 2500 };
 
 /* ---- an all-gather of one's own: the tests' NCCL, by hand ---- */
 
@@ -78,6 +78,8 @@ typedef struct scene {
     int32_t unfit;      /* rank that asks for what there is not; -1 = none */
     int32_t no_device;  /* nonzero: that is a device, else a number of experts */
     double reuse;       /* of the plan cache */
+    int32_t many;       /* nonzero: ids for several blocks */
+    int32_t heavy;      /* nonzero: all ranks but the first give counts, beyond 2^28 together */
     int64_t timeout_ns; /* 0 = default */
     meeting all;
     lplb_placement *placement, *other;
@@ -94,12 +96,18 @@ typedef struct actor {
     char message[256]; /* of created */
 } actor;
 
+static int64_t most_ids(const scene *s) { return s->many ? MOST_IDS : FEW_IDS; }
+static int64_t heavy_count(int32_t rank, int64_t expert) {
+    return ((int64_t)1 << 23) + rank * 1000 + expert * expert * 100;
+}
+
 /* Uneven and now and then none. */
 static void draw_ids(actor *a, int32_t experts) {
     lplb__rng rng;
     for (int32_t step = 0; step < a->s->steps; step++) {
         lplb__rng_seed(&rng, (uint64_t)(step * 100 + a->m.rank), 3);
-        a->n[step] = (step + a->m.rank) % 4 == 0 ? 0 : (int64_t)lplb__rng_below(&rng, MOST_IDS);
+        bool none = (step + a->m.rank) % 4 == 0 || (a->s->heavy && a->m.rank > 0);
+        a->n[step] = none ? 0 : (int64_t)lplb__rng_below(&rng, (uint64_t)most_ids(a->s));
         for (int64_t i = 0; i < a->n[step]; i++) {
             double u = lplb__rng_uniform(&rng);
             a->ids[step][i] =
@@ -139,6 +147,18 @@ static void run_apart(const actor *a, lplb_cuda_planner *planner, const lplb_cud
     gpu_free(split);
 }
 
+static void solve_heavy(const actor *a, lplb_cuda_planner *planner, cudaStream_t stream) {
+    int32_t experts = a->s->placement->experts;
+    int64_t *host = calloc((size_t)experts, 8);
+    for (int32_t e = 0; e < experts; e++) host[e] = heavy_count(a->m.rank, e);
+    int64_t *own = gpu_copy(host, experts, 8);
+    lplb_cuda_problem problem = {.struct_size = sizeof problem, .own_counts = own};
+    OK(lplb_cuda_solve(planner, &problem, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    gpu_free(own);
+    free(host);
+}
+
 static void run_steps(actor *a, lplb_cuda_planner *const *planners, lplb_cuda_comm *comm) {
     lplb_cuda_planner *planner = planners[0];
     cudaStream_t stream;
@@ -151,7 +171,7 @@ static void run_steps(actor *a, lplb_cuda_planner *const *planners, lplb_cuda_co
                                .ids_dtype = LPLB_INT64,
                                .out = out,
                                .out_dtype = LPLB_INT64,
-                               .n = MOST_IDS,
+                               .n = most_ids(a->s),
                                .n_device = tokens,
                                .source = a->m.rank};
     lplb_cuda_problem problem = {.struct_size = sizeof problem};
@@ -168,6 +188,7 @@ static void run_steps(actor *a, lplb_cuda_planner *const *planners, lplb_cuda_co
             OK(lplb_cuda_planner_update(planner, a->s->placement, 0, stream));
         if (exec) CUDA(cudaGraphLaunch(exec, stream));
         else if (a->s->apart) run_apart(a, planner, &arguments, stream);
+        else if (a->s->heavy && a->m.rank > 0) solve_heavy(a, planner, stream);
         else OK(lplb_cuda_run(planner, &arguments, &problem, stream));
         lplb_cuda_report report;
         OK(lplb_cuda_report_read(planner, stream, &report));
@@ -248,7 +269,7 @@ static void *act(void *argument) {
                                 .solver = a->m.rank == a->s->disagrees ? LPLB_SOLVER_EVEN
                                           : a->s->ipm                  ? LPLB_SOLVER_IPM
                                                                        : LPLB_SOLVER_EXACT,
-                                .max_ids = MOST_IDS,
+                                .max_ids = most_ids(a->s),
                                 .comm = comm};
     a->planned = lplb_cuda_planner_create(&options, &planner);
     if (a->planned != LPLB_OK) {
@@ -280,6 +301,7 @@ static void check_step(const scene *s, const actor *actors, int32_t step) {
     for (int32_t r = 0; r < S; r++) {
         OK(lplb_count_experts(actors[r].ids[step], LPLB_INT64, actors[r].n[step], (int32_t)E, 1,
                               counts + r * E));
+        for (int64_t e = 0; s->heavy && r > 0 && e < E; e++) counts[r * E + e] = heavy_count(r, e);
         for (int64_t e = 0; e < E; e++) tokens[e] += counts[r * E + e];
     }
     lplb_planner *planner = NULL;
@@ -290,7 +312,7 @@ static void check_step(const scene *s, const actor *actors, int32_t step) {
     OK(lplb_planner_create(&config, &planner));
     OK(lplb_dispatcher_create(s->placement, 0, s->ranks, rank, NULL, 1, &dispatcher));
     OK(lplb_plan_solve(planner, &input, &plan));
-    for (int32_t r = 0; r < S; r++) {
+    for (int32_t r = 0; r < (s->heavy ? 1 : S); r++) {
         const actor *a = &actors[r];
         OK(lplb_dispatch_prepare(dispatcher, counts, split, r, s->local));
         OK(lplb_dispatch_map(dispatcher, a->ids[step], LPLB_INT64, a->n[step], slots, LPLB_INT64));
@@ -418,6 +440,9 @@ static void test_peers(void) {
     scene graph = make_scene("cube8x2", 2, LPLB_CUDA_TRANSPORT_P2P);
     graph.graph = 1;
     play_well(graph);
+    scene heavy = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_P2P);
+    heavy.many = heavy.heavy = 1;
+    play_well(heavy);
     scene local = make_scene("cube8x2", 3, LPLB_CUDA_TRANSPORT_P2P);
     local.local = 1;
     play_well(local);
@@ -426,15 +451,17 @@ static void test_peers(void) {
 /* Every way to share counts, with the emulated ranks as so many nodes. */
 static const struct {
     lplb_cuda_transport transport;
-    int32_t ranks, ranks_per_node;
-} WAYS[] = {{LPLB_CUDA_TRANSPORT_P2P, 3, 0},     {LPLB_CUDA_TRANSPORT_NCCL, 3, 0},
-            {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 0}, {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 1},
-            {LPLB_CUDA_TRANSPORT_CUSTOM, 3, 0},  {LPLB_CUDA_TRANSPORT_HIERARCHICAL, 4, 2}};
+    int32_t ranks, ranks_per_node, many;
+} WAYS[] = {{LPLB_CUDA_TRANSPORT_P2P, 3, 0, 0},     {LPLB_CUDA_TRANSPORT_P2P, 2, 0, 1},
+            {LPLB_CUDA_TRANSPORT_NCCL, 3, 0, 0},    {LPLB_CUDA_TRANSPORT_NCCL, 2, 0, 1},
+            {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 0, 0}, {LPLB_CUDA_TRANSPORT_NVSHMEM, 3, 1, 0},
+            {LPLB_CUDA_TRANSPORT_CUSTOM, 3, 0, 0},  {LPLB_CUDA_TRANSPORT_HIERARCHICAL, 4, 2, 0}};
 enum { N_WAYS = sizeof WAYS / sizeof WAYS[0] };
 
 static scene scene_of_way(int way) {
     scene s = make_scene("cube8x2", WAYS[way].ranks, WAYS[way].transport);
     s.ranks_per_node = WAYS[way].ranks_per_node;
+    s.many = WAYS[way].many;
     return s;
 }
 

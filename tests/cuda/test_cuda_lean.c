@@ -249,22 +249,24 @@ static void test_bad_ids(void) {
 
 /* ---- placements that change under a graph ---- */
 
-/* One graph of a plan and a small step; pairs, no pairs, more groups than the graph has warps. */
-static void test_update(void) {
-    enum { IDS = 900, PLACEMENTS = 3 };
+/* One graph of a plan and a step; pairs, no pairs, more groups than the graph has warps. */
+static void update(int64_t n) {
+    enum { PLACEMENTS = 3 };
     world w[PLACEMENTS];
     id_arrays arrays;
     results r;
     cudaStream_t stream = gpu_stream();
-    world_create("cube4groups", 0, 1, IDS, &w[0]);
-    world_create_on(with_triples(w[0].placement), 1, IDS, &w[1]);
+    char what[100];
+    snprintf(what, sizeof what, "update, %lld ids", (long long)n);
+    world_create("cube4groups", 0, 1, n, &w[0]);
+    world_create_on(with_triples(w[0].placement), 1, n, &w[1]);
     const lplb_placement *like = w[0].placement; /* in 16 groups of two ranks: */
-    world_create_on(couples(like->experts, like->slots, like->ranks), 1, IDS, &w[2]);
+    world_create_on(couples(like->experts, like->slots, like->ranks), 1, n, &w[2]);
     for (int k = 0; k < PLACEMENTS; k++) world_draw(&w[k], 1);
     for (int first = 0; first < PLACEMENTS; first++) {
         results_create(&w[0], &r);
         lplb_cuda_planner *planner = make_planner(&w[first], 0, 0);
-        id_arrays_create(IDS, LPLB_INT64, LPLB_INT64, false, &arrays);
+        id_arrays_create(n, LPLB_INT64, LPLB_INT64, false, &arrays);
         put_ids(&arrays, w[0].ids);
         lplb_cuda_problem solve = problem_with(&w[0], &r), run = problem_of(&w[0]);
         CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
@@ -275,8 +277,8 @@ static void test_update(void) {
             const world *now = &w[k % PLACEMENTS];
             OK(lplb_cuda_planner_update(planner, now->placement, 0, stream));
             CUDA(cudaGraphLaunch(exec, stream));
-            check_results(now, planner, &r, "update");
-            check_slots(&arrays, now->slots, IDS, "update");
+            check_results(now, planner, &r, what);
+            check_slots(&arrays, now->slots, n, what);
         }
         CUDA(cudaGraphExecDestroy(exec));
         id_arrays_destroy(&arrays);
@@ -284,6 +286,11 @@ static void test_update(void) {
         results_destroy(&r);
     }
     for (int k = 0; k < PLACEMENTS; k++) world_destroy(&w[k]);
+}
+
+static void test_update(void) {
+    update(900);
+    update(5000); /* several blocks */
 }
 
 int main(int argc, char **argv) {
