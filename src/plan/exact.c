@@ -249,7 +249,11 @@ lplb_status lplb__exact_init(lplb__exact **out, const lplb_hosts *hosts, const i
 static void start_evenly(lplb__exact *x, const component *c) {
     for (int32_t m = c->first_movable; m < c->first_movable + c->movables; m++) {
         const movable *expert = &x->movable[m];
-        int64_t each = x->weight[m] / expert->hosts, odd = x->weight[m] % expert->hosts;
+        int64_t weight = x->weight[m], each = weight >> 1, odd = weight & 1;
+        if (expert->hosts > 2) { /* mostly there are two, and divisions are slow */
+            each = weight / expert->hosts;
+            odd = weight % expert->hosts;
+        }
         for (int32_t i = 0; i < expert->hosts; i++) {
             int64_t share = each + (i < odd);
             x->x[expert->begin + i] = share;
@@ -269,8 +273,8 @@ static inline int64_t clamp(int64_t share, int64_t weight) {
 static inline bool pour_pair(int64_t *restrict load, int64_t *restrict x, const int32_t *rank,
                              int64_t weight) {
     int32_t u = rank[0], v = rank[1];
-    int64_t before = x[0], more = load[v] - load[u]; /* five times as much may need 65 bits */
-    int64_t share = clamp(before + 5 * (more >> 3) + ((5 * (more & 7) + 6) >> 3), weight);
+    int64_t before = x[0], more = load[v] - load[u]; /* five times as much may need 65 bits: */
+    int64_t share = clamp(before + ((more + ((more + 6) >> 2)) >> 1), weight);
     int64_t moved = share - before;
     x[0] = share;
     x[1] = weight - share;
