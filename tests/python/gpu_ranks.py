@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -123,7 +124,8 @@ def keep_local(group, device, transport):
             ids_on_cpu, expected = Ids(ids.cpu()), Ids(torch.empty_like(ids, device="cpu"))
             alone.map(ids_on_cpu, expected, True)
             assert torch.equal(expected.array, out.cpu()), batch
-    assert kept > plain
+    # Without it, sources in order fill hosts in order, which of two ranks keeps what can be kept.
+    assert kept > plain or ranks == 2 and device.type != "cpu" and kept == plain, (kept, plain)
     return {"stay_on_rank": round(kept / total, 4), "without_locality": round(plain / total, 4)}
 
 
@@ -248,6 +250,7 @@ def main():
             result = SECTIONS[name](group, device)
         except Exception as error:  # the other sections are worth having
             failed = True
+            traceback.print_exc()
             result = {"error": f"{type(error).__name__}: {error}"[:500]}
         if group.rank() == 0 or "error" in result:
             print(json.dumps({"section": name, "rank": group.rank(), **result}), flush=True)
