@@ -249,7 +249,6 @@ def test_a_rank_that_refuses_takes_part():
 def fail_to_make(rank, ranks, name):
     """What one rank cannot make, none has; then all can."""
     comm = connect(name, rank, ranks)
-    begin = time.monotonic()
     for spoil in [dict(solver="none"), dict(n_routed_experts=81), dict(threads="x"),
                   dict(redundant_to_original=np.zeros((8, 2), int)), dict(timeout="x")]:
         call = dict(redundant_to_original=CUBE, n_routed_experts=80, n_logical_routed_experts=64,
@@ -260,7 +259,6 @@ def fail_to_make(rank, ranks, name):
     with pytest.raises(lplb.Error, match="rank 1 cannot" if rank != 1 else "outside"):
         lplb.Planner.from_placement([0, 1, 2, 3 + 9 * (rank == 1)], 4, ranks, group=comm,
                                     slots_per_rank=[2, 1, 1])
-    assert time.monotonic() - begin < 8
     planner = lplb.Planner(CUBE, 80, 64, 8, group=comm)
     planner.run(np.arange(64))
     return planner.last_status.ok
