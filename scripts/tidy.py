@@ -8,6 +8,7 @@ a finding as FILE:LINE: text, warnings included; exits 1 if there is any finding
 Usage: scripts/tidy.py [ROOT]
 """
 
+import fnmatch
 import os
 import re
 import subprocess
@@ -49,15 +50,21 @@ ANY_LENGTH = (".md", ".txt")
 
 
 def list_files(root):
-    """Tracked and new files that git does not ignore; every file where there is no git."""
+    """Tracked and new files that git does not ignore; where there is no git, all files but those in
+    folders that .gitignore names."""
     try:
         run = subprocess.run(["git", "-C", root, "ls-files", "-z", "-co", "--exclude-standard"],
                              capture_output=True, check=True)
         names = run.stdout.decode().split("\0")
     except (OSError, subprocess.CalledProcessError):
-        names = []
+        names, ignored = [], [".git"]
+        try:
+            with open(os.path.join(root, ".gitignore")) as lines:
+                ignored += [line.strip().strip("/") for line in lines if line.strip().endswith("/")]
+        except OSError:
+            pass
         for folder, below, files in os.walk(root):
-            below[:] = [b for b in below if b != ".git" and not b.startswith("build")]
+            below[:] = [b for b in below if not any(fnmatch.fnmatch(b, i) for i in ignored)]
             names += [os.path.relpath(os.path.join(folder, f), root) for f in files]
     return sorted(n for n in names if n and os.path.isfile(os.path.join(root, n))
                   and (n.endswith(TEXT) or os.path.basename(n) in NAMES))
